@@ -1,0 +1,71 @@
+//! A commit becomes store paths. The flake is hostile: evaluation and build run in units of their own, unprivileged and limited.
+#![allow(clippy::disallowed_methods, reason = "this room runs nix")]
+
+pub mod nix;
+
+use std::{collections::BTreeMap, future::Future, path::PathBuf};
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::spec::name::{Namespace, StorePath};
+
+/// One attribute of `seeds`, as evaluation yields it; nothing in it has been checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluated {
+    pub meta: Value,
+    /// The derivation of `toplevel`.
+    pub drv: StorePath,
+    /// Where the build of `toplevel` will be.
+    pub out: StorePath,
+}
+
+/// A system that was built and is protected from garbage collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Realised {
+    pub toplevel: StorePath,
+    /// Sorted; contains `toplevel`.
+    pub closure: Vec<StorePath>,
+    /// The text of `<toplevel>/kernel-params`, trimmed; one line of printable ASCII.
+    pub kernel_params: String,
+}
+
+/// One job's name and place: `seed-build@<job>-eval.service`, and a directory of its own.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// `[a-z0-9-]`, unique on this host since it started.
+    pub name: String,
+    pub namespace: Namespace,
+    /// The commit's tree as an uncompressed tar, with a single directory at its top.
+    pub source: PathBuf,
+}
+
+/// What turns sources into systems.
+pub trait Builder: Send + Sync + 'static {
+    /// Evaluates all of `seeds` at once. Lines of progress go to `log`.
+    fn eval(
+        &self,
+        job: &Job,
+        log: mpsc::Sender<String>,
+    ) -> impl Future<Output = Result<BTreeMap<String, Evaluated>, BuildError>> + Send;
+    /// Builds the derivations. Lines of progress go to `log`. `root` names the garbage collection root of each result:
+    /// `<ns>/<name>/<12 characters of the store path's hash>`.
+    fn realise(
+        &self,
+        job: &Job,
+        wanted: &BTreeMap<String, Evaluated>,
+        log: mpsc::Sender<String>,
+    ) -> impl Future<Output = Result<BTreeMap<String, Realised>, BuildError>> + Send;
+    /// Drops the garbage collection roots of a namespace that are not among `keep`.
+    fn retain(&self, namespace: &Namespace, keep: &[StorePath]) -> impl Future<Output = Result<(), BuildError>> + Send;
+}
+
+/// Why there is no system. The tenant's fault unless it is `Host`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// `lines` are the lines that matter, at most 40; `remedy` says what to do.
+    #[error("{what}")]
+    Failed { what: String, lines: Vec<String>, remedy: String },
+    #[error("this host could not run the build: {0}")]
+    Host(String),
+}

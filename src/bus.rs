@@ -1,0 +1,250 @@
+//! The system bus interface `farm.loom.Seed1`: what the doors and the command line ask of the agent. Names here are what
+//! `busctl introspect farm.loom.Seed1 /farm/loom/Seed1` shows.
+//!
+//! `who` is the fingerprint of the SSH key that a door has verified (`SHA256:…`), or empty for the operator: the agent takes an
+//! empty `who` from root only. Documents are JSON, the same that `--json` prints; each has a `version`.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The well-known name of the agent, and the interface of its object.
+pub const NAME: &str = "farm.loom.Seed1";
+/// The agent's object.
+pub const PATH: &str = "/farm/loom/Seed1";
+
+/// The agent, as doors and the command line see it.
+#[zbus::proxy(interface = "farm.loom.Seed1", default_service = "farm.loom.Seed1", default_path = "/farm/loom/Seed1")]
+pub trait Seed {
+    /// Every instance that `who` may see, in `namespace-or-repository` or everywhere if that is empty: a [`Status`].
+    fn status(&self, who: &str, filter: &str) -> zbus::Result<String>;
+    /// The steps that a pass would make now: `{"version":1,"steps":["…"]}`. For the operator.
+    fn plan(&self) -> zbus::Result<String>;
+    /// Asks whether `who` may `access` (`read`, `write`) the repository; a first write creates it. Returns a [`Opened`].
+    fn open_repository(&self, who: &str, name: &str, access: &str) -> zbus::Result<String>;
+    /// Says that a push has moved `reference` from `old` to `new` (40 digits; zeros for none), and what to do about it: `deploy` or
+    /// `plan`. Returns a [`Pushed`]; the work goes on when the caller leaves.
+    fn push(&self, who: &str, repository: &str, reference: &str, old: &str, new: &str, mode: &str) -> zbus::Result<String>;
+    /// Registers a flake (`silo:NAME`) with an invite code, and deploys its default branch. Returns a [`Planted`].
+    fn plant(&self, who: &str, uri: &str, code: &str) -> zbus::Result<String>;
+    /// A pipe with the progress of a job from its beginning, a JSON [`Progress`] a line; it ends with one that has an `outcome`.
+    fn follow(&self, who: &str, job: &str) -> zbus::Result<zbus::OwnedFd>;
+    /// A pipe with the last `lines` of an instance's journal and console in order, a JSON [`LogLine`] a line; with `follow` it goes on
+    /// until it is closed.
+    fn logs(&self, who: &str, instance: &str, lines: u32, follow: bool) -> zbus::Result<zbus::OwnedFd>;
+    /// Powers an instance off and starts it again. Returns the name of a job to follow.
+    fn restart(&self, who: &str, instance: &str) -> zbus::Result<String>;
+    /// Makes an invite code. For the operator. `expires_secs` from now; 0 for never.
+    fn new_invite(&self, uses: u32, expires_secs: u64, note: &str) -> zbus::Result<String>;
+    /// The invites that can still be used: `{"version":1,"invites":[…]}`. For the operator.
+    fn list_invites(&self) -> zbus::Result<String>;
+    /// Revokes an invite by its id. For the operator.
+    fn revoke_invite(&self, id: &str) -> zbus::Result<()>;
+    /// What the DNS server answers from: a [`Zone`].
+    fn zone(&self) -> zbus::Result<String>;
+    /// The zone has changed; `serial` is the new one.
+    #[zbus(signal)]
+    fn zone_changed(&self, serial: u32) -> zbus::Result<()>;
+    /// The version of the agent.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> zbus::Result<String>;
+    /// The hypervisor in use and why: `qemu, emulating: /dev/kvm is not there`.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn hypervisor(&self) -> zbus::Result<String>;
+    /// The domain of the zone.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn domain(&self) -> zbus::Result<String>;
+}
+
+/// An error of the agent, as it travels over the bus: the name says which kind, the text says all the rest and the remedy.
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "farm.loom.Seed1.Error")]
+pub enum Refusal {
+    #[zbus(error)]
+    ZBus(zbus::Error),
+    /// There is no such thing, or it is ambiguous; the text lists the candidates.
+    NotFound(String),
+    /// The caller may not do this.
+    Denied(String),
+    /// What was given cannot be used.
+    Invalid(String),
+    /// The host could not do it; the journal says more.
+    Failed(String),
+}
+
+impl Refusal {
+    /// The exit code of a command that ends with this: 3 not found, 4 denied, 2 invalid, 1 otherwise, 5 if nobody answers on the bus.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotFound(_) => 3,
+            Self::Denied(_) => 4,
+            Self::Invalid(_) => 2,
+            Self::Failed(_) => 1,
+            Self::ZBus(_) => 5,
+        }
+    }
+}
+
+/// The answer to `Status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub version: u32,
+    pub namespaces: Vec<NamespaceStatus>,
+    /// Repositories that the caller may push to but that are not planted.
+    pub unplanted: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceStatus {
+    pub namespace: String,
+    /// `silo:my-app`
+    pub flake: String,
+    /// Of the deployment that is wanted; empty before the first.
+    pub generation: String,
+    pub commit: String,
+    /// What a deployment in progress is doing: `building`, or empty.
+    pub deploying: String,
+    pub instances: Vec<InstanceStatus>,
+    /// Volumes of this namespace that are no longer declared: `web/data (64Mi)`.
+    pub retired: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceStatus {
+    pub name: String,
+    /// `running`, `booting`, `stopping`, `stopped`, `failed`
+    pub state: String,
+    /// What there is to say about it: the target reached, the units that failed, the reason.
+    pub detail: String,
+    /// Seconds since 1970; 0 if unknown.
+    pub since: u64,
+    pub restarts: u32,
+    /// Full DNS name.
+    pub fqdn: String,
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Ipv6Addr,
+    /// `http 80/tcp`, …
+    pub ports: Vec<String>,
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    /// Bytes in use on the host, where the kernel accounts it.
+    pub memory_used: Option<u64>,
+    /// `data 64Mi at /seed/storage/data`
+    pub volumes: Vec<String>,
+    pub restart_pending: bool,
+}
+
+/// The answer to `OpenRepository`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Opened {
+    pub name: String,
+    /// Whether this call created it: the bare repository may have to be made.
+    pub created: bool,
+    /// Whether it is planted.
+    pub planted: bool,
+}
+
+/// The answer to `Push`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pushed {
+    /// The job to follow; empty if there is nothing to do.
+    pub job: String,
+    /// What to tell the pusher at once, a line each: not planted yet, not the default branch, unreadable lines of `.authorized_keys`.
+    pub notes: Vec<String>,
+}
+
+/// The answer to `Plant`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Planted {
+    pub namespace: String,
+    pub flake: String,
+    /// The job of the first deployment; empty if the repository has no default branch yet.
+    pub job: String,
+    /// Names end in this: `<instance>.<namespace>.<domain>`.
+    pub suffix: String,
+}
+
+/// How far a job has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Milliseconds since 1970.
+    pub at: u64,
+    pub stage: Stage,
+    /// `info`, `detail` (a line of a log), `error`
+    pub level: Level,
+    pub text: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    Queue,
+    Eval,
+    Build,
+    Plan,
+    Boot,
+    Run,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Info,
+    Detail,
+    Error,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Done,
+    Failed,
+    /// A newer push took its place.
+    Superseded,
+}
+
+/// One line of `logs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogLine {
+    /// Microseconds since 1970.
+    pub at: u64,
+    /// `console`, or the identifier or unit that logged it.
+    pub source: String,
+    /// syslog priority, 0 to 7.
+    pub priority: u8,
+    pub text: String,
+}
+
+/// What the DNS server answers from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Zone {
+    pub serial: u32,
+    pub domain: String,
+    /// The host's own public addresses: apex, `ns1`, `silo`.
+    pub host4: Vec<Ipv4Addr>,
+    pub host6: Vec<Ipv6Addr>,
+    /// By namespace, then instance.
+    pub namespaces: BTreeMap<String, BTreeMap<String, ZoneEntry>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneEntry {
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Ipv6Addr,
+}

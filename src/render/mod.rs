@@ -1,0 +1,105 @@
+//! The same, in the host's own words: unit text, nftables text, sizes. Pure: what is wanted and the host's layout in, text out.
+
+pub mod credentials;
+pub mod network;
+pub mod unit_file;
+pub mod units;
+pub mod vmm;
+pub mod zone;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use crate::spec::{
+    address::{Address, Addressing},
+    desired::Desired,
+    name::{Domain, InstanceId, VolumeName},
+    quantity::Bytes,
+};
+
+/// Which program runs the virtual machines of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vmm {
+    CloudHypervisor,
+    /// QEMU; without KVM it emulates, slowly.
+    Qemu {
+        kvm: bool,
+    },
+}
+
+/// Absolute paths of the programs that units start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tools {
+    pub seed: String,
+    pub cloud_hypervisor: String,
+    pub qemu: String,
+    pub virtiofsd: String,
+    pub swtpm: String,
+    pub vhost_device_vsock: String,
+    pub journal_remote: String,
+}
+
+/// What rendering needs to know of this host. Made from the configuration; nothing in it is a tenant's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// /var/lib/seed
+    pub state: PathBuf,
+    /// /run/seed
+    pub run: PathBuf,
+    /// /run/systemd/system
+    pub units: PathBuf,
+    pub domain: Domain,
+    pub addressing: Addressing,
+    pub vmm: Vmm,
+    pub tools: Tools,
+    /// How long a guest may take to power off before it is killed.
+    pub stop_timeout_secs: u32,
+    /// How long a guest may take to get ready.
+    pub boot_timeout_secs: u32,
+    /// How much of one instance's journal is kept.
+    pub log_max: Bytes,
+}
+
+/// A file that must hold exactly this text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+/// One unit file, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// `seed-vm@s-abc-web.service`
+    pub name: String,
+    pub text: String,
+}
+
+/// All that the machine must hold for one instance, to the byte. Equal targets need no restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceTarget {
+    pub address: Address,
+    /// The vm unit is last; all are written before the first is started. The vm unit pulls in the rest.
+    pub units: Vec<Unit>,
+    /// Below the instance's run directory: the list of its closure.
+    pub files: Vec<File>,
+    pub volumes: BTreeMap<VolumeName, Bytes>,
+}
+
+/// All that the machine must hold, to the byte.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Target {
+    pub instances: BTreeMap<InstanceId, InstanceTarget>,
+    /// The whole nftables table, as `nft -f` takes it in one transaction.
+    pub firewall: String,
+}
+
+/// The name of the unit that is an instance's virtual machine.
+pub fn vm_unit(id: &InstanceId) -> String {
+    format!("seed-vm@{}.service", id.unit_instance())
+}
+
+/// Renders what is wanted.
+pub fn target(desired: &Desired, layout: &Layout) -> Target {
+    let instances = desired.instances.iter().map(|(id, wanted)| (id.clone(), units::instance(id, wanted, layout))).collect();
+    Target { instances, firewall: network::ruleset(desired, layout) }
+}

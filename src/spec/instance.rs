@@ -1,0 +1,107 @@
+//! An instance as a tenant asked for it, after everything about it was checked.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    name::{PortName, StorePath, VolumeName},
+    quantity::Bytes,
+};
+
+/// The size of a virtual machine, one row of `vmconfigs/sizes.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Size {
+    pub vcpus: u32,
+    #[serde(rename = "memoryMiB")]
+    pub memory_mib: u64,
+}
+
+/// The table of sizes: `vmconfigs/sizes.json`, which Nix reads too.
+pub fn sizes() -> BTreeMap<String, Size> {
+    serde_json::from_str(include_str!("../../vmconfigs/sizes.json")).expect("vmconfigs/sizes.json is checked by a test")
+}
+
+/// What travels through an exposed port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    /// Both TCP and UDP.
+    Dns,
+    Http,
+    Grpc,
+}
+
+impl Protocol {
+    /// Whether it uses TCP.
+    pub fn tcp(self) -> bool {
+        self != Self::Udp
+    }
+    /// Whether it uses UDP.
+    pub fn udp(self) -> bool {
+        matches!(self, Self::Udp | Self::Dns)
+    }
+}
+
+/// One exposed port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// One volume. Its serial number, seen in the guest as `/dev/disk/by-id/virtio-<name>`, is its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Volume {
+    pub size: Bytes,
+    /// Absolute, without `..`, whitespace or control characters; nothing that the guest's fstab could read as another field.
+    pub mount_point: String,
+}
+
+/// How a new version takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rollout {
+    /// Stop the old, then start the new.
+    Recreate,
+    /// Start the new beside the old, swap when it is ready.
+    Rolling,
+}
+
+/// Everything about an instance that a tenant's flake decides, and nothing that the host decides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Instance {
+    /// Holds `kernel`, `initrd`, `init` and `kernel-params`.
+    pub toplevel: StorePath,
+    /// The text of `<toplevel>/kernel-params`: one line, printable ASCII.
+    pub kernel_params: String,
+    /// Every store path that the guest may see, sorted; contains `toplevel`.
+    pub closure: Vec<StorePath>,
+    pub size: Size,
+    pub ports: BTreeMap<PortName, Port>,
+    pub volumes: BTreeMap<VolumeName, Volume>,
+    pub rollout: Rollout,
+    /// Whether the guest asked for the ACME directory (`SEED_ACME_URL`).
+    pub acme: bool,
+    /// Whether the guest asked for shoots (`SEED_SHOOT_URL`).
+    pub shoot: bool,
+    /// Whether the guest gets a TPM. An instance that asked for one is never booted without.
+    pub tpm: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_table_of_sizes_is_the_published_one() {
+        let sizes = super::sizes();
+        let row = |name: &str| (sizes[name].vcpus, sizes[name].memory_mib);
+        assert_eq!([row("xs"), row("s"), row("m"), row("l"), row("xl")], [(1, 512), (1, 1024), (2, 2048), (4, 4096), (8, 8192)]);
+        assert_eq!(sizes.len(), 5);
+    }
+}

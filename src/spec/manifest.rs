@@ -1,0 +1,282 @@
+//! The meta JSON that a tenant's flake gives as `seeds.<name>.meta`, and what must hold of it. Written by
+//! `nixos-modules/instance/manifest.nix`, read here; unknown fields and unknown versions are refused.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    instance::{Port, Protocol, Rollout, Size, Volume, sizes},
+    name::{InstanceName, PortName, VolumeName},
+    quantity::Bytes,
+};
+
+/// The only version of the meta JSON there is.
+pub const VERSION: u64 = 1;
+/// The smallest volume: ext4 with a journal needs that much.
+pub const MIN_VOLUME: Bytes = Bytes(8 << 20);
+/// The largest volume a tenant can ask for.
+pub const MAX_VOLUME: Bytes = Bytes(16 << 40);
+
+/// One thing that is wrong, said so that its writer can mend it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("{place}: {what}")]
+pub struct Problem {
+    /// Where: `seeds.web.meta.storage.data.size`.
+    pub place: String,
+    /// What was given, why it cannot be, what to write.
+    pub what: String,
+}
+
+impl Problem {
+    pub fn new(place: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { place: place.into(), what: what.into() }
+    }
+}
+
+/// The meta of one instance, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    pub name: InstanceName,
+    pub size: Size,
+    pub ports: BTreeMap<PortName, Port>,
+    pub volumes: BTreeMap<VolumeName, Volume>,
+    pub rollout: Rollout,
+    pub acme: bool,
+    pub shoot: bool,
+    pub tpm: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Wire {
+    /// Read before the rest; here so that it is no unknown field.
+    #[serde(rename = "version")]
+    _version: u64,
+    name: String,
+    #[serde(default = "default_system")]
+    system: String,
+    #[serde(default = "default_size")]
+    size: String,
+    #[serde(default)]
+    expose: BTreeMap<String, WirePort>,
+    #[serde(default)]
+    storage: BTreeMap<String, WireVolume>,
+    #[serde(default)]
+    rollout: Option<Rollout>,
+    #[serde(default)]
+    acme: bool,
+    #[serde(default)]
+    shoot: bool,
+    #[serde(default)]
+    tpm: bool,
+}
+
+fn default_system() -> String {
+    "x86_64-linux".to_owned()
+}
+
+fn default_size() -> String {
+    "xs".to_owned()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WirePort {
+    port: i64,
+    #[serde(default)]
+    protocol: Option<Protocol>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WireVolume {
+    size: String,
+    #[serde(default)]
+    mount_point: Option<String>,
+}
+
+/// Reads the meta of the instance that the flake calls `attribute`. Returns the manifest, or every problem at once.
+pub fn read(attribute: &str, meta: &Value) -> Result<Manifest, Vec<Problem>> {
+    let place = format!("seeds.{attribute}.meta");
+    match meta.get("version").and_then(Value::as_u64) {
+        Some(VERSION) => {}
+        Some(other) => {
+            let what =
+                format!("is {other}, which this host does not know (it knows {VERSION}): use the `seed` input that fits the host");
+            return Err(vec![Problem::new(format!("{place}.version"), what)]);
+        }
+        None => {
+            let what = format!("is missing: write `version = {VERSION};`, or use seed.lib.mkSeed, which does");
+            return Err(vec![Problem::new(format!("{place}.version"), what)]);
+        }
+    }
+    let wire: Wire = match serde_json::from_value(meta.clone()) {
+        Ok(wire) => wire,
+        Err(error) => return Err(vec![Problem::new(place, format!("cannot be read: {error}"))]),
+    };
+    check(&place, attribute, wire)
+}
+
+fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut say = |at: &str, what: String| problems.push(Problem::new(format!("{place}{at}"), what));
+
+    if wire.system != default_system() {
+        say(".system", format!("{:?} cannot run here: this host runs {}", wire.system, default_system()));
+    }
+    if wire.name != attribute {
+        say(".name", format!("{:?} differs from the attribute `seeds.{attribute}`: give both the same name", wire.name));
+    }
+    let name: Option<InstanceName> = attribute.parse().map_err(|error| say("", format!("{error}"))).ok();
+    let size = sizes().get(&wire.size).cloned();
+    if size.is_none() {
+        say(".size", format!("{:?} is no size: write one of xs, s, m, l, xl", wire.size));
+    }
+
+    let mut ports: BTreeMap<PortName, Port> = BTreeMap::new();
+    for (key, wanted) in &wire.expose {
+        let at = format!(".expose.{key}");
+        let port = u16::try_from(wanted.port).ok().filter(|port| *port != 0);
+        if port.is_none() {
+            say(&format!("{at}.port"), format!("{} is no port: write a number from 1 to 65535", wanted.port));
+        }
+        let parsed: Option<PortName> = key.parse().map_err(|error| say(&at, format!("{error}"))).ok();
+        let (Some(port), Some(key)) = (port, parsed) else { continue };
+        let protocol = wanted.protocol.unwrap_or(Protocol::Tcp);
+        let clash = ports.iter().find(|(_, other)| {
+            other.port == port && ((other.protocol.tcp() && protocol.tcp()) || (other.protocol.udp() && protocol.udp()))
+        });
+        if let Some((other, _)) = clash {
+            say(&at, format!("port {port} is exposed as {other} already: one name for each port"));
+        } else {
+            ports.insert(key, Port { port, protocol });
+        }
+    }
+
+    let mut volumes: BTreeMap<VolumeName, Volume> = BTreeMap::new();
+    for (key, wanted) in &wire.storage {
+        let at = format!(".storage.{key}");
+        let size = wanted.size.parse::<Bytes>().map_err(|error| say(&format!("{at}.size"), error.to_string())).ok();
+        if let Some(size) = size.filter(|size| !(MIN_VOLUME..=MAX_VOLUME).contains(size)) {
+            say(&format!("{at}.size"), format!("{:?} ({size}) is out of range: write {MIN_VOLUME} to {MAX_VOLUME}", wanted.size));
+        }
+        let mount_point = wanted.mount_point.clone().unwrap_or_else(|| format!("/seed/storage/{key}"));
+        if let Err(what) = check_mount_point(&mount_point) {
+            say(&format!("{at}.mountPoint"), what);
+        }
+        let parsed: Option<VolumeName> = key.parse().map_err(|error| say(&at, format!("{error}"))).ok();
+        if let Some((other, _)) = volumes.iter().find(|(_, other)| nested(&other.mount_point, &mount_point)) {
+            say(&format!("{at}.mountPoint"), format!("{mount_point} collides with the volume {other}: mount points must be apart"));
+        }
+        if let (Some(key), Some(size)) = (parsed, size) {
+            volumes.insert(key, Volume { size, mount_point });
+        }
+    }
+
+    let rollout = wire.rollout.unwrap_or(Rollout::Recreate);
+    if rollout == Rollout::Rolling && !wire.storage.is_empty() {
+        let what = "\"rolling\" runs two machines at once, and two machines cannot mount one volume: write \"recreate\", or drop the volumes";
+        say(".rollout", what.to_owned());
+    } else if rollout == Rollout::Rolling {
+        say(".rollout", "\"rolling\" is not supported by this host yet: write \"recreate\"".to_owned());
+    }
+
+    match (name, size) {
+        (Some(name), Some(size)) if problems.is_empty() => {
+            let Wire { acme, shoot, tpm, .. } = wire;
+            Ok(Manifest { name, size, ports, volumes, rollout, acme, shoot, tpm })
+        }
+        _ => Err(problems),
+    }
+}
+
+/// Whether one path is the other or lies below it.
+fn nested(a: &str, b: &str) -> bool {
+    let below = |outer: &str, inner: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    below(a, b) || below(b, a)
+}
+
+/// Refuses what could not be mounted, what would hide the system, and what an fstab line could misread.
+fn check_mount_point(path: &str) -> Result<(), String> {
+    let parts_ok = path.starts_with('/') && path[1..].split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if !parts_ok || path.len() > 200 {
+        return Err(format!("{path:?} is no absolute path without '.', '..' or doubled slashes (as in /seed/storage/data)"));
+    }
+    if !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+@".contains(&b)) {
+        return Err(format!("{path:?} may have only letters, digits and any of / . _ - + @"));
+    }
+    const RESERVED: [&str; 10] = ["/nix", "/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/usr", "/seed/tpm", "/bin"];
+    match RESERVED.iter().find(|taken| nested(taken, path)) {
+        Some(taken) => Err(format!("{path:?} would hide {taken}: choose another place, as /seed/storage/data or /var/lib/app")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn problems(meta: Value) -> String {
+        let found = read("web", &meta).expect_err("refused");
+        found.iter().map(|problem| format!("{problem}\n")).collect()
+    }
+
+    #[test]
+    fn the_smallest_meta_has_the_published_defaults() {
+        let made = read("web", &json!({ "version": 1, "name": "web" })).unwrap();
+        assert_eq!((made.size.vcpus, made.size.memory_mib), (1, 512));
+        assert_eq!((made.rollout, made.tpm, made.ports.len()), (Rollout::Recreate, false, 0));
+    }
+
+    #[test]
+    fn every_problem_is_said_at_once() {
+        let said = problems(json!({
+            "version": 1, "name": "api", "size": "xxl", "rollout": "rolling",
+            "expose": { "http": { "port": 0 }, "UP": { "port": 1 }, "a": { "port": 80 }, "b": { "port": 80, "protocol": "dns" } },
+            "storage": { "z": { "size": "0Mi" }, "big": { "size": "1048577Ti" }, "n": { "size": "12" },
+                         "nix": { "size": "1Gi", "mountPoint": "/nix/store" }, "up": { "size": "1Gi", "mountPoint": "/a/../b" } },
+        }));
+        for part in [
+            "seeds.web.meta.name: \"api\" differs",
+            "seeds.web.meta.size: \"xxl\" is no size: write one of xs",
+            "expose.http.port: 0 is no port",
+            "expose.UP: port name \"UP\" is no DNS label",
+            "expose.b: port 80 is exposed as a already",
+            "storage.z.size: \"0Mi\" (0Ki) is out of range: write 8Mi to 16Ti",
+            "storage.n.size: \"12\" is no size",
+            "storage.big.size: \"1048577Ti\"",
+            "storage.nix.mountPoint: \"/nix/store\" would hide /nix",
+            "storage.up.mountPoint:",
+            "rollout: \"rolling\" runs two machines at once",
+        ] {
+            assert!(said.contains(part), "{part}\n--\n{said}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_version_or_field_is_refused_by_name() {
+        assert!(
+            problems(json!({ "version": 9, "name": "web" })).contains("version: is 9, which this host does not know (it knows 1)")
+        );
+        assert!(problems(json!({ "name": "web" })).contains("version: is missing"));
+        assert!(problems(json!([1])).contains("version: is missing"));
+        assert!(problems(json!({ "version": 1, "name": "web", "sise": "s" })).contains("unknown field `sise`"));
+    }
+
+    #[test]
+    fn mount_points_cannot_hide_the_system_or_each_other() {
+        for bad in ["/", "/nix", "/nix/x", "/etc/foo", "relative", "/a b", "/a\nb", "/run", "/seed/tpm/x", "/a//b", "/a/"] {
+            assert!(check_mount_point(bad).is_err(), "{bad}");
+        }
+        for good in ["/seed/storage/data", "/var/lib/caddy", "/tmp/cache", "/nixos"] {
+            assert_eq!(check_mount_point(good), Ok(()), "{good}");
+        }
+        let meta = json!({ "version": 1, "name": "web", "storage": {
+            "a": { "size": "1Gi", "mountPoint": "/data" }, "b": { "size": "1Gi", "mountPoint": "/data/b" } } });
+        assert!(problems(meta).contains("storage.b.mountPoint: /data/b collides with the volume a"));
+    }
+}

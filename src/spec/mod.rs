@@ -1,0 +1,18 @@
+//! What is wanted: values and their rules. No IO, no clock, no async; only this room refuses, and it says every problem at once.
+//!
+//! | word | means |
+//! |---|---|
+//! | namespace | what one planted flake owns: `s-` and 12 characters, from the hash of its URI |
+//! | instance | one virtual machine of a namespace |
+//! | manifest | the meta JSON with which a flake describes one instance |
+//! | deployment | the instances of one namespace at one commit |
+//! | lease | the small number from which an instance's addresses, user and CID follow |
+//! | volume | a disk that outlives its instance; retired, never deleted, when it is no longer declared |
+
+pub mod access;
+pub mod address;
+pub mod desired;
+pub mod instance;
+pub mod manifest;
+pub mod name;
+pub mod quantity;

@@ -1,0 +1,140 @@
+//! What is remembered over a restart: what was asked, by whom, and what was leased. What is running is never stored.
+//!
+//! | key | value (JSON) | written when |
+//! |---|---|---|
+//! | `plant/<namespace>` | [`Plant`] | an invite is spent |
+//! | `repo/<name>` | [`Repository`] | a repository is created; its keys, when its default branch is pushed |
+//! | `want/<namespace>` | [`Deployment`] | a deployment was built and is to run |
+//! | `past/<namespace>/<at, 20 digits>` | [`Deployment`] | it was replaced; the last N are kept |
+//! | `ask/<namespace>` | [`Ask`] | a push was acknowledged and is not deployed yet; the newest wins |
+//! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
+//! | `invite/<id>` | [`Invite`] | by the operator; removed when spent or revoked |
+//!
+//! Every change is one [`Batch`], applied whole or not at all, and durable when [`State::commit`] returns. A crash between a commit
+//! and what follows from it leaves work that the next start finds: an `ask` that is deployed again (deploying is idempotent), a `want`
+//! that is not running yet, a lease whose instance is in no `want`, which is dropped.
+#![allow(clippy::disallowed_methods, reason = "this room keeps files")]
+
+pub mod memory;
+pub mod sled;
+
+use std::future::Future;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{
+    access::Repository,
+    address::Lease,
+    desired::Deployment,
+    name::{Commit, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName},
+};
+
+/// A flake that this host runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Plant {
+    pub uri: FlakeUri,
+    pub namespace: Namespace,
+    /// The full hash of the URI: the key that the short name stands for.
+    pub hash: String,
+    pub by: KeyId,
+    /// Seconds since 1970.
+    pub at: u64,
+}
+
+/// A push that was acknowledged and is to be deployed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ask {
+    pub repo: RepoName,
+    pub reference: RefName,
+    pub commit: Commit,
+    pub by: KeyId,
+    /// Seconds since 1970.
+    pub at: u64,
+}
+
+/// A right to plant. The code itself is not stored: its SHA-256 is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Invite {
+    /// The first characters of the code, by which people speak of it.
+    pub id: String,
+    /// SHA-256 of the code, in hexadecimal.
+    pub hash: String,
+    pub uses_left: u32,
+    /// Seconds since 1970; 0 for never.
+    pub expires: u64,
+    pub note: String,
+}
+
+/// One write. `None` removes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Plant(Namespace, Option<Plant>),
+    Repo(RepoName, Option<Repository>),
+    Want(Namespace, Option<Deployment>),
+    Past(Namespace, u64, Option<Deployment>),
+    Ask(Namespace, Option<Ask>),
+    Lease(InstanceId, Option<Lease>),
+    Invite(String, Option<Invite>),
+}
+
+/// Writes that happen together.
+pub type Batch = Vec<Change>;
+
+/// Everything that is remembered, as it was at the last commit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub plants: std::collections::BTreeMap<Namespace, Plant>,
+    pub repos: std::collections::BTreeMap<RepoName, Repository>,
+    pub wants: std::collections::BTreeMap<Namespace, Deployment>,
+    pub past: std::collections::BTreeMap<(Namespace, u64), Deployment>,
+    pub asks: std::collections::BTreeMap<Namespace, Ask>,
+    pub leases: std::collections::BTreeMap<InstanceId, Lease>,
+    pub invites: std::collections::BTreeMap<String, Invite>,
+}
+
+/// Where it is remembered. The agent holds a [`Memory`] that it reads from; a store only loads it once and takes batches.
+pub trait State: Send + Sync + 'static {
+    /// Reads everything. What cannot be read is an error that names the key: nothing is guessed.
+    fn load(&self) -> impl Future<Output = Result<Memory, StateError>> + Send;
+    /// Applies a batch, whole; returns when it is on the disk. Batches that wait at the same time share one sync.
+    fn commit(&self, batch: Batch) -> impl Future<Output = Result<(), StateError>> + Send;
+}
+
+/// Why something could not be remembered or recalled.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("could not open the state in {path}")]
+    Open { path: std::path::PathBuf, source: ::sled::Error },
+    #[error("the state holds {key}, which this version cannot read")]
+    Read { key: String, source: serde_json::Error },
+    #[error("the state holds a key this version does not know: {0:?}")]
+    Key(String),
+    #[error("could not write the state")]
+    Write(#[from] ::sled::Error),
+    #[error("could not sync the state to the disk")]
+    Sync(#[from] std::io::Error),
+}
+
+impl Memory {
+    /// Makes one change to the picture.
+    pub fn apply(&mut self, change: Change) {
+        fn set<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, key: K, value: Option<V>) {
+            match value {
+                Some(value) => drop(map.insert(key, value)),
+                None => drop(map.remove(&key)),
+            }
+        }
+        match change {
+            Change::Plant(key, value) => set(&mut self.plants, key, value),
+            Change::Repo(key, value) => set(&mut self.repos, key, value),
+            Change::Want(key, value) => set(&mut self.wants, key, value),
+            Change::Past(namespace, at, value) => set(&mut self.past, (namespace, at), value),
+            Change::Ask(key, value) => set(&mut self.asks, key, value),
+            Change::Lease(key, value) => set(&mut self.leases, key, value),
+            Change::Invite(key, value) => set(&mut self.invites, key, value),
+        }
+    }
+}
