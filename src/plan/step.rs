@@ -59,3 +59,25 @@ pub enum Step {
         unit: String,
     },
 }
+
+impl Step {
+    /// The instance that the step belongs to; `None` for steps of the host itself.
+    pub fn instance(&self) -> Option<&InstanceId> {
+        match self {
+            Self::ApplyFirewall(_) => None,
+            Self::Stop { id, .. }
+            | Self::RemoveInstance { id, .. }
+            | Self::RetireVolume { id, .. }
+            | Self::CreateVolume { id, .. }
+            | Self::GrowVolume { id, .. }
+            | Self::CreateTap { id, .. }
+            | Self::Write { id, .. }
+            | Self::Start { id, .. } => Some(id),
+        }
+    }
+}
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
