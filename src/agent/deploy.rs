@@ -80,9 +80,20 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     fn deploy(&self, namespace: Namespace, ask: Ask, job: Job) -> Deploy<H, B> {
         let before = self.memory.wants.get(&namespace).cloned();
-        let past: Vec<_> = self.memory.past.iter().filter(|((other, _), _)| *other == namespace).collect();
-        let kept = past.into_iter().map(|(_, deployment)| deployment.clone()).collect();
-        Deploy { shared: self.shared.clone(), namespace, ask, job, before, kept }
+        let past = self.memory.past.iter().filter(|((other, _), _)| *other == namespace);
+        let kept: Vec<Deployment> = past.map(|(_, deployment)| deployment.clone()).collect();
+        // The latest is last: the key ends with the time.
+        let good = before.iter().chain(kept.iter().rev()).find(|deployment| deployment.proven).cloned();
+        Deploy { shared: self.shared.clone(), namespace, ask, job, before, good, kept }
+    }
+
+    /// Remembers that what is wanted now may be gone back to.
+    pub(super) async fn proven(&mut self, namespace: &Namespace) {
+        let Some(want) = self.memory.wants.get(namespace).filter(|want| !want.proven) else { return };
+        let want = Deployment { proven: true, ..want.clone() };
+        if self.commit(vec![Change::Want(namespace.clone(), Some(want))]).await.is_err() {
+            tracing::warn!(%namespace, "this deployment will not be gone back to");
+        }
     }
 
     /// Forgets the ask if it is still the one that was worked on.
@@ -104,6 +115,8 @@ struct Deploy<H, B> {
     job: Job,
     /// What is wanted now.
     before: Option<Deployment>,
+    /// The latest deployment that got ready: what is gone back to.
+    good: Option<Deployment>,
     /// Replaced deployments whose systems are kept.
     kept: Vec<Deployment>,
 }
@@ -149,19 +162,23 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         self.say_changes(&changes);
 
         let old = self.before.as_ref().map(|before| before.instances.clone()).unwrap_or_default();
+        // What was wanted but never got ready (the agent was stopped meanwhile, say) has still to show that it does.
+        let proven = self.before.as_ref().is_none_or(|before| before.proven);
         let touched: BTreeSet<InstanceName> = desired::changes(&old, &instances)
             .into_iter()
-            .filter(|(_, change)| *change != InstanceChange::Keep)
+            .filter(|(_, change)| *change != InstanceChange::Keep || !proven)
             .map(|(name, _)| name)
             .collect();
         let deployment = self.deployment(instances);
         let systems: Vec<_> = std::iter::once(&deployment)
             .chain(&self.before)
+            .chain(&self.good)
             .chain(&self.kept)
             .flat_map(|deployment| deployment.instances.values().map(|instance| instance.toplevel.clone()))
             .collect();
         let failed = self.bring_up(deployment.clone(), &touched).await?;
         if failed.is_empty() {
+            drop(self.shared.events.send(Event::Proven(self.namespace.clone())).await);
             if let Err(error) = self.shared.builder.retain(&self.namespace, &systems).await {
                 tracing::warn!(error = %chain(&error), "old systems are kept until the next deploy");
             }
@@ -178,6 +195,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             reference: self.ask.reference.clone(),
             by: self.ask.by.clone(),
             at: now(),
+            proven: false,
             instances,
         }
     }
@@ -401,7 +419,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
 
     /// Starts the previous version of what failed again; what came up stays.
     async fn go_back(&self, mut deployment: Deployment, failed: Vec<InstanceName>) {
-        let old = self.before.as_ref().map(|before| before.instances.clone()).unwrap_or_default();
+        let old = self.good.as_ref().map(|good| good.instances.clone()).unwrap_or_default();
         let touched: BTreeSet<InstanceName> = failed.iter().cloned().collect();
         for name in &failed {
             match old.get(name) {
@@ -416,10 +434,12 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             }
         }
         let back = self.deployment(deployment.instances);
-        if let Ok(still) = self.bring_up(back, &touched).await {
-            for name in still {
-                self.error(Stage::Boot, format!("{name}: the previous version did not come up either: see `logs {name}`"));
-            }
+        let Ok(still) = self.bring_up(back, &touched).await else { return };
+        if still.is_empty() {
+            drop(self.shared.events.send(Event::Proven(self.namespace.clone())).await);
+        }
+        for name in still {
+            self.error(Stage::Boot, format!("{name}: the previous version did not come up either: see `logs {name}`"));
         }
     }
 
@@ -440,6 +460,7 @@ pub(super) async fn wait_for_guest<H: Host, B: Builder>(
     let mut said = String::new();
     let limit = Duration::from_secs(u64::from(shared.settings.layout.boot_timeout_secs) + 30);
     let deadline = tokio::time::Instant::now() + limit;
+    let mut idle_since = None;
     loop {
         changed.mark_unchanged();
         let guests = shared.host.inspect(std::slice::from_ref(id)).await.map_err(|error| chain(&error))?;
@@ -456,7 +477,15 @@ pub(super) async fn wait_for_guest<H: Host, B: Builder>(
             "inactive" if guest.result != "success" && !guest.result.is_empty() => return Err(failure(&guest)),
             _ => {}
         }
-        if tokio::time::Instant::now() >= deadline {
+        // While its helpers start, the unit is still inactive; for longer only if one of them does not, or somebody stopped it.
+        let now = tokio::time::Instant::now();
+        let idle = *idle_since.get_or_insert(now);
+        match guest.active_state.as_str() {
+            "inactive" | "deactivating" if now - idle > Duration::from_secs(20) => return Err(failure(&guest)),
+            "inactive" | "deactivating" => {}
+            _ => idle_since = None,
+        }
+        if now >= deadline {
             return Err(format!("not ready after {} s", limit.as_secs()));
         }
         tokio::select! {

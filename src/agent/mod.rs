@@ -77,6 +77,8 @@ pub enum Event {
     Retry(InstanceId),
     /// A deploy was built and is to run: remember it, and say when its instances have been acted upon.
     Accept(Namespace, Deployment, oneshot::Sender<Result<Vec<deploy::Settled>, Refusal>>),
+    /// All instances of the deployment that is wanted got ready.
+    Proven(Namespace),
     /// A deploy has ended, well or not.
     DeployEnded(Namespace, Option<Ask>),
     /// Something changed on the machine.
@@ -192,6 +194,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 // A deploy whose task is gone has nobody to tell.
                 drop(answer.send(accepted));
             }
+            Event::Proven(namespace) => self.proven(&namespace).await,
             Event::DeployEnded(namespace, ask) => self.deploy_ended(namespace, ask).await,
             Event::Changed | Event::Tick => self.look(),
             Event::Quit => {}
@@ -233,7 +236,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 
     /// Remembers a deployment as the one that is to run, hands out leases, and asks for a pass.
-    async fn accept(&mut self, namespace: &Namespace, new: Deployment) -> Result<Vec<deploy::Settled>, Refusal> {
+    async fn accept(&mut self, namespace: &Namespace, mut new: Deployment) -> Result<Vec<deploy::Settled>, Refusal> {
         let mut batch: Batch = Vec::new();
         let mut taken: BTreeSet<u16> = self.memory.leases.values().map(|lease| lease.0).collect();
         let id = |name| InstanceId { namespace: namespace.clone(), name };
@@ -248,7 +251,11 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             batch.push(Change::Lease(id(name.clone()), Some(crate::spec::address::Lease(free))));
         }
         let old = self.memory.wants.get(namespace).cloned();
-        if let Some(old) = old.clone().filter(|old| *old != new) {
+        if let Some(old) = &old {
+            // Two within a second still have an order.
+            new.at = new.at.max(old.at + 1);
+        }
+        if let Some(old) = old.clone().filter(|old| old.instances != new.instances) {
             batch.push(Change::Past(namespace.clone(), old.at, Some(old)));
         }
         let mut past: Vec<u64> = self.memory.past.keys().filter(|(other, _)| other == namespace).map(|(_, at)| *at).collect();

@@ -40,6 +40,7 @@ pub fn deployment(names: &[&str]) -> Deployment {
         reference: "refs/heads/main".parse().expect("a branch"),
         by: fingerprint(b"ann"),
         at: 1,
+        proven: true,
         instances,
     }
 }
