@@ -1,15 +1,18 @@
 //! The agent's face on the system bus: turns calls into requests, and checks that a caller may speak for whom it speaks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use zbus::{fdo, message::Header, names::UniqueName, object_server::SignalEmitter};
 
 use super::{
     Handle,
     request::{Reply, Request},
 };
-use crate::bus::{NAME, PATH, Refusal};
+use crate::{
+    bus::{NAME, PATH, Refusal, Zone, ZoneEntry},
+    spec::name::InstanceId,
+};
 
 /// Who may speak: on the bus, callers are told apart by their Unix user; a peer on a private socket (in tests) is who it says it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,21 +241,124 @@ impl Face {
     }
 }
 
+/// One instance, as an object below the agent's: `/farm/loom/Seed1/instance/<ns>_<name>` with `-` as `_`.
+struct InstanceFace {
+    id: InstanceId,
+    entry: ZoneEntry,
+    domain: String,
+    handle: Handle,
+}
+
+#[zbus::interface(name = "farm.loom.Seed1.Instance")]
+impl InstanceFace {
+    /// Powers it off and starts it again; for root. Returns the name of a job to follow.
+    async fn restart(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+    ) -> Result<String, Refusal> {
+        let bus = fdo::DBusProxy::new(connection).await.map_err(Refusal::ZBus)?;
+        let sender = header.sender().ok_or_else(|| Refusal::Denied("a call without a sender".to_owned()))?;
+        if bus.get_connection_unix_user(sender.clone().into()).await.ok() != Some(0) {
+            return Err(Refusal::Denied("only root may ask this".to_owned()));
+        }
+        match self.handle.ask(Request::Restart { who: String::new(), instance: self.id.to_string() }).await? {
+            Reply::Text(job) => Ok(job),
+            Reply::Pipe(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
+        }
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn name(&self) -> String {
+        self.id.name.to_string()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn namespace(&self) -> String {
+        self.id.namespace.to_string()
+    }
+
+    /// The systemd unit that tells how it is doing.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn unit(&self) -> String {
+        crate::render::vm_unit(&self.id)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn fqdn(&self) -> String {
+        format!("{}.{}.{}", self.id.name, self.id.namespace, self.domain)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"), name = "IPv4")]
+    fn ipv4(&self) -> String {
+        self.entry.ipv4.to_string()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"), name = "IPv6")]
+    fn ipv6(&self) -> String {
+        self.entry.ipv6.to_string()
+    }
+}
+
+fn instance_path(id: &InstanceId) -> String {
+    format!("{PATH}/instance/{}_{}", id.namespace, id.name).replace('-', "_")
+}
+
 /// Serves the agent on the system bus under its well-known name.
 pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
-    let zone = face.handle.zone.clone();
+    let handle = face.handle.clone();
     let connection = zbus::connection::Builder::system().serve_at(PATH, face).name(NAME).build().await?;
-    tokio::spawn(announce(connection.clone(), zone));
+    tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
 }
 
-/// Emits `ZoneChanged` whenever the zone has.
-pub async fn announce(connection: zbus::Connection, mut zone: watch::Receiver<std::sync::Arc<crate::bus::Zone>>) {
+/// Keeps the objects of the instances, and emits `ZoneChanged` whenever the zone has changed.
+pub async fn announce(connection: zbus::Connection, handle: Handle) {
     let Ok(emitter) = SignalEmitter::new(&connection, PATH) else { return };
-    while zone.changed().await.is_ok() {
-        let serial = zone.borrow_and_update().serial;
-        if let Err(error) = Face::zone_changed(&emitter, serial).await {
+    let mut zone = handle.zone.clone();
+    let mut shown: BTreeMap<InstanceId, ZoneEntry> = BTreeMap::new();
+    loop {
+        let now = zone.borrow_and_update().clone();
+        if let Err(error) = show_instances(&connection, &handle, &now, &mut shown).await {
+            tracing::warn!(%error, "could not show the instances on the bus");
+        }
+        if let Err(error) = Face::zone_changed(&emitter, now.serial).await {
             tracing::warn!(%error, "could not announce the zone");
         }
+        if zone.changed().await.is_err() {
+            return;
+        }
     }
+}
+
+/// Brings the objects of instances in line with the zone, which has them all.
+async fn show_instances(
+    connection: &zbus::Connection,
+    handle: &Handle,
+    zone: &Zone,
+    shown: &mut BTreeMap<InstanceId, ZoneEntry>,
+) -> zbus::Result<()> {
+    let mut wanted: BTreeMap<InstanceId, ZoneEntry> = BTreeMap::new();
+    for (namespace, instances) in &zone.namespaces {
+        for (name, entry) in instances {
+            if let Ok(id) = format!("{namespace}/{name}").parse() {
+                wanted.insert(id, entry.clone());
+            }
+        }
+    }
+    let server = connection.object_server();
+    let gone: Vec<InstanceId> = shown.keys().filter(|id| wanted.get(*id) != shown.get(*id)).cloned().collect();
+    for id in gone {
+        shown.remove(&id);
+        server.remove::<InstanceFace, _>(instance_path(&id)).await?;
+    }
+    for (id, entry) in wanted {
+        if shown.contains_key(&id) {
+            continue;
+        }
+        let face = InstanceFace { id: id.clone(), entry: entry.clone(), domain: zone.domain.clone(), handle: handle.clone() };
+        server.at(instance_path(&id), face).await?;
+        shown.insert(id, entry);
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! The machine: the only room that changes it. Each step is carried out as it stands.
 #![allow(clippy::disallowed_methods, reason = "this room touches the machine")]
 
+pub mod journal;
+
 use std::{future::Future, path::PathBuf};
 
 use tokio::sync::mpsc;
