@@ -231,7 +231,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     fn publish_zone(&self) {
         let settings = &self.shared.settings;
         let serial = self.zone.borrow().serial.max(now() as u32).wrapping_add(1);
-        let zone = render::zone::zone(&self.desired(), &settings.layout, serial, &settings.host4, &settings.host6);
+        let zone = render::zone::zone(&self.desired(), &settings.layout, &settings.host4, &settings.host6, serial);
         self.zone.send_replace(Arc::new(zone));
     }
 
