@@ -1,6 +1,8 @@
 //! The machine: the only room that changes it. Each step is carried out as it stands.
 #![allow(clippy::disallowed_methods, reason = "this room touches the machine")]
 
+pub mod sim;
+
 use std::{future::Future, path::PathBuf};
 
 use crate::{
