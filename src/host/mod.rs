@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "this room touches the machine")]
 
 pub mod journal;
+pub mod sim;
 
 use std::{future::Future, path::PathBuf};
 
