@@ -158,7 +158,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     pub(super) fn steps(&self, observed: &Observed) -> Vec<Step> {
         let layout = &self.shared.settings.layout;
         let target = render::target(&self.desired(), layout);
-        plan::plan(&target, observed, layout)
+        plan::plan(&target, observed)
     }
 
     pub(super) fn host_steps_done(&mut self, result: Result<(), HostError>) {

@@ -117,7 +117,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             let layout = &shared.settings.layout;
             let reply = match shared.host.observe().await {
                 Ok(observed) => {
-                    let steps = crate::plan::plan(&crate::render::target(&desired, layout), &observed, layout);
+                    let steps = crate::plan::plan(&crate::render::target(&desired, layout), &observed);
                     let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
                     Ok(json(&serde_json::json!({ "version": 1, "steps": steps })))
                 }

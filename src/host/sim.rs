@@ -10,10 +10,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
-use super::{Guest, Host, HostError};
+use super::{Guest, Host, HostError, JournalQuery};
 use crate::{
+    bus::LogLine,
     plan::{Observed, ObservedInstance, Step, Tap, UnitState},
     render::vm_unit,
     spec::{
