@@ -344,6 +344,21 @@ fn a_start_that_was_planned_and_not_made_is_made_by_the_next_plan() {
 }
 
 #[test]
+fn a_unit_file_that_belongs_to_nothing_is_removed() {
+    let (layout, web) = (layout(), WEB.parse().unwrap());
+    let sim = Sim::new();
+    let first = target(&one(WEB, |_| ()), &layout);
+    carry_out(&sim, &first, ALL);
+    let mut seen = sim.look();
+    seen.instances.get_mut(&web).unwrap().units.insert("seed-tpm@s-aaaaaaaaaaaa-web.service".into(), "old".into());
+    let steps = plan(&first, &seen);
+    let Some(Step::Write { remove, .. }) = steps.iter().find(|step| matches!(step, Step::Write { .. })) else {
+        panic!("{steps:?}")
+    };
+    assert_eq!(remove, &["seed-tpm@s-aaaaaaaaaaaa-web.service"]);
+}
+
+#[test]
 fn what_systemd_gave_up_is_left_alone_until_a_newer_version_comes() {
     let (layout, sim, web) = (layout(), Sim::new(), WEB.parse().unwrap());
     sim.boot_of(&web, Boot::Fails("timeout".into()));
