@@ -316,6 +316,7 @@ impl Machine {
         let stopped = instance.vm == UnitState::Inactive && !instance.helper_failed;
         match step {
             Step::Stop { .. } => {
+                instance.started = false;
                 instance.helper_failed = false;
                 instance.enter(UnitState::Inactive, "success", &mut self.clock);
             }

@@ -16,7 +16,8 @@ use crate::{
 pub enum Step {
     /// Replaces the whole nftables table in one transaction.
     ApplyFirewall(String),
-    /// Powers the guest off and waits until all its units are gone (inactive, and failed ones reset).
+    /// Powers the guest off and waits until all its units are gone (inactive, and failed ones reset). First forgets that it was started:
+    /// whatever comes between this and the next start, the instance is still wanted.
     Stop { id: InstanceId, units: Vec<String> },
     /// Removes unit files, the run directory and the tap; the instance is stopped.
     RemoveInstance { id: InstanceId, units: Vec<String>, tap: Option<String> },
