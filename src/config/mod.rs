@@ -221,7 +221,7 @@ impl Config {
         }
     }
 
-    /// The directory of the store of [`crate::state::sled`].
+    /// The directory of what the agent remembers.
     pub fn state_directory(&self) -> PathBuf {
         self.storage.directory.join("state")
     }
