@@ -82,7 +82,12 @@ fn run(args: &Args) -> Result<std::convert::Infallible, ViewError> {
     let closure = read_closure(&args.closure)?;
     make_view(&args.at, &closure)?;
     let socket = listen(&args.socket, args.uid)?;
-    let error = Command::new(program).args(rest).args(added_arguments(&args.at, socket)?).exec();
+    let added = added_arguments(&args.at, socket)?;
+    // The socket takes connections from now on; virtiofsd finds them in its queue.
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        eprintln!("seed store-view: could not tell systemd that the view is ready: {error}");
+    }
+    let error = Command::new(program).args(rest).args(added).env_remove("NOTIFY_SOCKET").exec();
     Err(ViewError::Exec { program: program.into(), source: error })
 }
 

@@ -47,6 +47,8 @@ const NOTIFY_PATIENCE: Duration = Duration::from_secs(5);
 const NOTIFY_MANY: usize = 8;
 /// The longest notification.
 const NOTIFY_MAX: usize = 4096;
+/// How long a helper of the VMM may take to make its socket.
+const HELPER_PATIENCE: Duration = Duration::from_secs(20);
 /// A console line that was begun is passed on after this long.
 const LINE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -59,6 +61,9 @@ pub struct Args {
     /// Where the VMM takes commands: qmp:SOCKET (QEMU) or api:SOCKET (Cloud Hypervisor)
     #[arg(long, value_name = "KIND:SOCKET")]
     pub control: Control,
+    /// A socket that must be there before the VMM starts; may be given several times
+    #[arg(long, value_name = "SOCKET")]
+    pub wait: Vec<PathBuf>,
     /// The VMM and its arguments, after `--`
     #[arg(last = true, required = true, value_name = "VMM")]
     pub argv: Vec<std::ffi::OsString>,
@@ -73,6 +78,8 @@ pub enum VmError {
     Clean { path: PathBuf, source: io::Error },
     #[error("could not listen for the guest at {path}")]
     Listen { path: PathBuf, source: io::Error },
+    #[error("{path} did not appear in {} seconds: see the unit that makes it", HELPER_PATIENCE.as_secs())]
+    Helper { path: PathBuf },
     #[error("could not start {program}")]
     Start { program: PathBuf, source: io::Error },
     #[error("could not wait for what happens next")]
@@ -98,6 +105,10 @@ fn run(args: &Args) -> Result<u8, VmError> {
     let listener = UnixListener::bind(&args.notify).map_err(listen_error)?;
     listener.set_nonblocking(true).map_err(listen_error)?;
 
+    for path in &args.wait {
+        wait_for(path)?;
+    }
+
     // The child is started before signals are blocked, since it would inherit that.
     let (program, rest) = args.argv.split_first().ok_or(VmError::NoVmm)?;
     let mut child = Command::new(program)
@@ -118,6 +129,18 @@ fn run(args: &Args) -> Result<u8, VmError> {
         child.kill().and_then(|()| child.wait()).map_err(VmError::Wait)?;
     }
     code.map_err(VmError::Wait)
+}
+
+/// Waits until a helper has made its socket. Programs that say when they are ready need no such thing; these do not.
+fn wait_for(path: &Path) -> Result<(), VmError> {
+    let until = Instant::now() + HELPER_PATIENCE;
+    while !path.exists() {
+        if Instant::now() > until {
+            return Err(VmError::Helper { path: path.into() });
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Sockets that an earlier run may have left and that the VMM or this process binds. Cloud Hypervisor refuses a path that is taken;

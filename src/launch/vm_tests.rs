@@ -27,7 +27,7 @@ fn launcher() {
     argv.push("launch::vm::tests::vmm".into());
     let kind = if env::var("SEED_TEST_VMM").unwrap() == "api" { "api" } else { "qmp" };
     let control = format!("{kind}:{}", dir.join("control").display()).parse().unwrap();
-    let args = Args { notify: dir.join("vsock_9001"), control, argv };
+    let args = Args { notify: dir.join("vsock_9001"), control, wait: vec![dir.join("helper")], argv };
     exit(run(&args).map(i32::from).unwrap());
 }
 
@@ -104,6 +104,12 @@ fn start(vmm: &str) -> Run {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    // A helper that is a little late.
+    let helper = dir.path().join("helper");
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(50));
+        drop(UnixListener::bind(helper));
+    });
     Run { dir, child, told }
 }
 
@@ -201,7 +207,12 @@ fn nothing_of_the_guests_but_readiness_and_text_reaches_systemd() {
 
 #[test]
 fn what_a_killed_run_leaves_is_known() {
-    let args = |control: &str| Args { notify: "/r/vsock_9001".into(), control: control.parse().unwrap(), argv: Vec::new() };
+    let args = |control: &str| Args {
+        notify: "/r/vsock_9001".into(),
+        control: control.parse().unwrap(),
+        wait: Vec::new(),
+        argv: Vec::new(),
+    };
     let names = |control| stale_sockets(&args(control)).iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ");
     assert_eq!(names("qmp:/r/qmp"), "/r/vsock_9001 /r/qmp");
     assert_eq!(names("api:/r/api"), "/r/vsock_9001 /r/api /r/api.lock /r/vsock");
