@@ -114,7 +114,7 @@ mod tests {
             ("git-upload-archive \"my-app\"", Command::UploadArchive(name)),
             ("status  --json", Command::Verb(vec!["status".into(), "--json".into()])),
             ("logs 'a b' c\\ d", Command::Verb(vec!["logs".into(), "a b".into(), "c d".into()])),
-            ("x '' it'\\''s", Command::Verb(vec!["x".into(), String::new(), "it's".into()])),
+            ("x '' 'it'\\''s'", Command::Verb(vec!["x".into(), String::new(), "it's".into()])),
             ("", Command::Verb(vec![])),
             ("git", Command::Verb(vec!["git".into()])),
         ];

@@ -87,6 +87,8 @@ pub struct Doors {
     pub agent: SeedProxy<'static>,
     /// One for each git that works for a client.
     pub git_slots: Semaphore,
+    /// One push to a repository at a time, for git trips over two equal packs that arrive together.
+    pub turns: git::Turns,
     /// One repository at a time is packed together.
     pub tidy_slot: Semaphore,
     /// Pushes that the agent has to hear of.
@@ -124,6 +126,7 @@ pub async fn run_until(
     let doors = Arc::new(Doors {
         agent: agent.clone(),
         git_slots: Semaphore::new(32),
+        turns: git::Turns::default(),
         tidy_slot: Semaphore::new(1),
         pushes: TaskTracker::new(),
         stopping: stopping.clone(),

@@ -131,6 +131,7 @@ impl Push {
             }
         };
 
+        let turn = self.doors.turns.take(&self.name).await;
         if stdin.write_all(&request.raw).await.is_err() {
             out.send(&pktline::error("git ended before the push began: try again")).await;
             return git::finish(child, complaints, &self.name).await.max(1);
@@ -145,6 +146,7 @@ impl Push {
         if !accepted.is_empty() {
             self.settle(&path, &accepted).await;
         }
+        drop(turn);
         // From here on the push is a fact: the agent hears of it even if the client is gone.
         let told: Vec<_> = accepted
             .iter()
