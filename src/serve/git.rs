@@ -152,7 +152,7 @@ where
         out.send(&pktline::error(&format!("{name} is empty: nothing was pushed to it yet"))).await;
         return 3;
     }
-    let Ok(_slot) = tokio::time::timeout(Duration::from_secs(30), doors.git_slots.acquire()).await else {
+    let Ok(_slot) = tokio::time::timeout(Duration::from_secs(30), doors.read_slots.acquire()).await else {
         out.send(&pktline::error("this host is serving as many clones and pushes as it can: try again in a minute")).await;
         return 1;
     };

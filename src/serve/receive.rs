@@ -86,7 +86,7 @@ impl Push {
                 return refusal.exit_code();
             }
         };
-        let Ok(_slot) = timeout(Duration::from_secs(30), self.doors.git_slots.acquire()).await else {
+        let Ok(_slot) = timeout(Duration::from_secs(30), self.doors.push_slots.acquire()).await else {
             out.send(&pktline::error("this host is serving as many clones and pushes as it can: try again in a minute")).await;
             return 1;
         };

@@ -152,6 +152,19 @@ async fn a_client_that_vanishes_in_its_pack_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn silence_is_bridged() {
+    let world = World::new().await;
+    world.project("p").await;
+    world.agent.told().planted.push("my-app".into());
+    world.agent.told().script = vec![(Duration::from_secs(11), word(Stage::Run, Level::Info, "at last", Some(Outcome::Done)))];
+    let mut push = world.git_command("ann", "p", &["push", "silo", "main"]);
+    let ran = run(push.env("GIT_TRACE_PACKET", "1")).await.ok();
+    // The report comes before the wait, signs of life during it.
+    let report = ran.err.find("unpack ok").unwrap();
+    assert!(ran.err[report..].contains("at last") && ran.err[report..].matches("sideband< \\1").count() >= 2, "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_restarts_is_waited_for() {
     let world = World::new().await;
     world.project("p").await;

@@ -3,7 +3,7 @@
 use std::{process::Stdio, time::Duration};
 
 use seed::bus::{InstanceStatus, Level, NamespaceStatus, Outcome, Stage, Status};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::support::{World, run, until, word};
 
@@ -169,6 +169,16 @@ async fn nothing_but_commands_is_served() {
     ran.err_has("Permission denied (publickey)");
     // What a client says about its environment does not reach anything.
     run(refused(&["-o", "SendEnv=GIT_PROTOCOL", "127.0.0.1", "whoami"]).env("GIT_PROTOCOL", "version=2;$(id)")).await.ok();
+    // What is sent to a verb that reads nothing does not hold up the connection.
+    let mut command = refused(&["127.0.0.1", "logs", "-f", "web"]);
+    let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut stdin = client.stdin.take().unwrap();
+    let noise = vec![b'x'; 20 << 20];
+    let sending = tokio::time::timeout(Duration::from_secs(20), stdin.write_all(&noise));
+    sending.await.expect("all is taken").unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    assert!(lines.next_line().await.unwrap().unwrap().contains("tick"));
+    drop(client);
     let long = "x".repeat(9000);
     let ran = world.ssh("ann", &[&long]).await;
     assert_eq!(ran.code, 2);
