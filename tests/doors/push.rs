@@ -14,10 +14,13 @@ async fn the_first_push_makes_a_repository_and_says_how_to_plant_it() {
     let world = World::new().await;
     world.project("p").await;
     world.git("ann", "p", &["branch", "-m", "master"]).await.ok();
+    world.agent.told().notes = vec!["not planted: plant silo:my-app CODE".into(), "line 1 is no key".into()];
     let ran = world.git("ann", "p", &["push", "silo", "master"]).await.ok();
     let head = world.at("my-app", "refs/heads/master").await.unwrap();
     ran.err_has(&format!("received  master at {}", &head[..10]));
     ran.err_has("my-app is a new repository").err_has("Anyone can read it");
+    ran.err_has("line 1 is no key");
+    assert!(!ran.err.contains("not planted: plant"), "told once");
     ran.err_has(&format!("ssh -p {} seed.example plant silo:my-app CODE", world.port));
     assert_eq!(world.agent.told().pushes, [format!("my-app refs/heads/master {ZERO} {head} deploy")]);
     // The first branch is the default one, so a stranger's clone checks it out.
