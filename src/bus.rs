@@ -4,12 +4,11 @@
 //! `who` is the fingerprint of the SSH key that a door has verified (`SHA256:…`), or empty for the operator: the agent takes an
 //! empty `who` from root only. Documents are JSON, the same that `--json` prints; each has a `version`.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
+
+pub use crate::render::zone::{Zone, ZoneEntry};
 
 /// The well-known name of the agent, and the interface of its object.
 pub const NAME: &str = "farm.loom.Seed1";
@@ -227,24 +226,4 @@ pub struct LogLine {
     /// syslog priority, 0 to 7.
     pub priority: u8,
     pub text: String,
-}
-
-/// What the DNS server answers from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Zone {
-    pub serial: u32,
-    pub domain: String,
-    /// The host's own public addresses: apex, `ns1`, `silo`.
-    pub host4: Vec<Ipv4Addr>,
-    pub host6: Vec<Ipv6Addr>,
-    /// By namespace, then instance.
-    pub namespaces: BTreeMap<String, BTreeMap<String, ZoneEntry>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ZoneEntry {
-    pub ipv4: Ipv4Addr,
-    pub ipv6: Ipv6Addr,
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "this room runs nix")]
 
 pub mod nix;
+pub mod source;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf};
 

@@ -1,9 +1,15 @@
 //! The machine: the only room that changes it. Each step is carried out as it stands.
 #![allow(clippy::disallowed_methods, reason = "this room touches the machine")]
 
+pub mod journal;
+pub mod sim;
+
 use std::{future::Future, path::PathBuf};
 
+use tokio::sync::mpsc;
+
 use crate::{
+    bus::LogLine,
     plan::{Observed, Step},
     spec::name::InstanceId,
 };
@@ -18,8 +24,28 @@ pub trait Host: Send + Sync + 'static {
     fn inspect(&self, ids: &[InstanceId]) -> impl Future<Output = Result<Vec<Guest>, HostError>> + Send;
     /// Starts the vm unit again although nothing changed: `restart`.
     fn restart(&self, id: &InstanceId) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Reads an instance's journal and console in order, and puts the lines into `sink`; returns at the end, or when nobody listens.
+    fn journal(
+        &self,
+        id: &InstanceId,
+        query: JournalQuery,
+        sink: mpsc::Sender<LogLine>,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// The volumes that were retired: `(namespace, instance/volume and size, in words)`.
+    fn retired(&self) -> impl Future<Output = Result<Vec<(String, String)>, HostError>> + Send;
     /// Returns when a unit of Seed's has changed since the last call (or since start).
     fn changed(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Which lines of a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalQuery {
+    /// The last so many.
+    pub lines: u32,
+    /// Go on with those that come.
+    pub follow: bool,
+    /// None from before the vm unit was started last.
+    pub this_boot: bool,
 }
 
 /// How one guest is doing, in systemd's words.

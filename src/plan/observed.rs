@@ -1,8 +1,12 @@
 //! What a look at the machine yields.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use crate::spec::{
+    address::Address,
     name::{InstanceId, VolumeName},
     quantity::Bytes,
 };
@@ -20,7 +24,24 @@ pub enum UnitState {
     Failed,
 }
 
-/// What there is of one instance.
+/// A tap, as it says of itself: what it was made with stands in its alias, which is written last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tap {
+    pub name: String,
+    pub uid: u32,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+}
+
+impl Tap {
+    /// The tap that an instance with this address needs.
+    pub fn of(address: &Address) -> Self {
+        Self { name: address.tap.clone(), uid: address.uid, v4: address.v4, v6: address.v6 }
+    }
+}
+
+/// What there is of one instance. Whatever could not be found out is an error of the observation, not an absence: absence makes the
+/// plan remove and create.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObservedInstance {
     /// The texts of its unit files, by unit name.
@@ -32,8 +53,8 @@ pub struct ObservedInstance {
     pub helper_failed: bool,
     /// Whether it was started since its units were written. A vm that was started and is inactive now was stopped by a person.
     pub started: bool,
-    /// Whether its tap is there, with the right owner and addresses.
-    pub tap: bool,
+    /// Its tap, if there is one that is up and whose making was finished.
+    pub tap: Option<Tap>,
     pub volumes: BTreeMap<VolumeName, Bytes>,
 }
 

@@ -1,5 +1,7 @@
 //! One change to the machine. It carries all it needs: carrying it out takes no decision.
 
+use std::fmt::{self, Display};
+
 use crate::{
     render::{File, Unit},
     spec::{
@@ -14,48 +16,60 @@ use crate::{
 pub enum Step {
     /// Replaces the whole nftables table in one transaction.
     ApplyFirewall(String),
-    /// Powers the guest off and waits until all its units are gone (inactive, and failed ones reset).
-    Stop {
-        id: InstanceId,
-        units: Vec<String>,
-    },
-    /// Removes unit files, the run directory and the tap.
-    RemoveInstance {
-        id: InstanceId,
-        units: Vec<String>,
-        tap: String,
-    },
+    /// Powers the guest off and waits until all its units are gone (inactive, and failed ones reset). First forgets that it was started:
+    /// whatever comes between this and the next start, the instance is still wanted.
+    Stop { id: InstanceId, units: Vec<String> },
+    /// Removes unit files, the run directory and the tap; the instance is stopped.
+    RemoveInstance { id: InstanceId, units: Vec<String>, tap: Option<String> },
     /// Moves a volume aside, dated; its bytes are kept.
-    RetireVolume {
-        id: InstanceId,
-        name: VolumeName,
-    },
-    CreateVolume {
-        id: InstanceId,
-        name: VolumeName,
-        size: Bytes,
-        uid: u32,
-    },
-    GrowVolume {
-        id: InstanceId,
-        name: VolumeName,
-        size: Bytes,
-    },
-    CreateTap {
-        id: InstanceId,
-        address: Address,
-    },
+    RetireVolume { id: InstanceId, name: VolumeName },
+    /// Makes an empty file system that belongs to the user.
+    CreateVolume { id: InstanceId, name: VolumeName, size: Bytes, uid: u32 },
+    /// Makes a volume larger; the guest's file system follows when it is mounted. The instance is stopped.
+    GrowVolume { id: InstanceId, name: VolumeName, size: Bytes },
+    /// Makes the tap, in the place of any other that is this instance's or has this name; the instance is stopped.
+    CreateTap { id: InstanceId, address: Address },
     /// Writes units and files that differ, removes unit files that are no longer wanted; the instance is stopped.
-    Write {
-        id: InstanceId,
-        units: Vec<Unit>,
-        files: Vec<File>,
-        remove: Vec<String>,
-        uid: u32,
-    },
+    Write { id: InstanceId, units: Vec<Unit>, files: Vec<File>, remove: Vec<String>, uid: u32 },
     /// Queues the start of the vm unit and remembers that it was started; does not wait for the guest.
-    Start {
-        id: InstanceId,
-        unit: String,
-    },
+    Start { id: InstanceId, unit: String },
+}
+
+impl Step {
+    /// The instance that the step belongs to; none for a step of the host.
+    pub fn instance(&self) -> Option<&InstanceId> {
+        match self {
+            Self::ApplyFirewall(_) => None,
+            Self::Stop { id, .. }
+            | Self::RemoveInstance { id, .. }
+            | Self::RetireVolume { id, .. }
+            | Self::CreateVolume { id, .. }
+            | Self::GrowVolume { id, .. }
+            | Self::CreateTap { id, .. }
+            | Self::Write { id, .. }
+            | Self::Start { id, .. } => Some(id),
+        }
+    }
+}
+
+impl Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ApplyFirewall(_) => write!(f, "apply the firewall"),
+            Self::Stop { id, .. } => write!(f, "stop {id}"),
+            Self::RemoveInstance { id, units, tap: Some(tap) } => write!(f, "remove {id}: {} units and the tap {tap}", units.len()),
+            Self::RemoveInstance { id, units, tap: None } => write!(f, "remove {id}: {} units", units.len()),
+            Self::RetireVolume { id, name } => write!(f, "retire the volume {name} of {id}: it is kept, and no longer attached"),
+            Self::CreateVolume { id, name, size, .. } => write!(f, "create the volume {name} of {id} with {size}"),
+            Self::GrowVolume { id, name, size } => write!(f, "grow the volume {name} of {id} to {size}"),
+            Self::CreateTap { id, address } => {
+                write!(f, "make the tap {} for {id}: {} and {}", address.tap, address.v4, address.v6)
+            }
+            Self::Write { id, units, .. } => {
+                let kinds: Vec<&str> = units.iter().map(|unit| unit.name.split('@').next().unwrap_or(&unit.name)).collect();
+                write!(f, "write the units of {id}: {}", kinds.join(", "))
+            }
+            Self::Start { id, .. } => write!(f, "start {id}"),
+        }
+    }
 }

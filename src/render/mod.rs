@@ -2,6 +2,8 @@
 
 pub mod credentials;
 pub mod network;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod unit_file;
 pub mod units;
 pub mod vmm;
@@ -38,7 +40,9 @@ pub struct Tools {
     pub journal_remote: String,
 }
 
-/// What rendering needs to know of this host. Made from the configuration; nothing in it is a tenant's.
+/// What rendering needs to know of this host. Made from the configuration; nothing in it is a tenant's. Its paths are absolute and
+/// made of letters, digits and `/._+-` only, since not every place of a unit file can quote; `state` is below /var/lib, where systemd
+/// makes folders for units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// /var/lib/seed
@@ -57,6 +61,26 @@ pub struct Layout {
     pub boot_timeout_secs: u32,
     /// How much of one instance's journal is kept.
     pub log_max: Bytes,
+}
+
+impl Layout {
+    /// The run directory of an instance: `/run/seed/<ns>/<name>`.
+    pub fn run_of(&self, id: &InstanceId) -> PathBuf {
+        self.run.join(id.namespace.as_str()).join(id.name.as_str())
+    }
+    /// The image of a volume: `/var/lib/seed/volumes/<ns>/<name>/<volume>.img`.
+    pub fn volume(&self, id: &InstanceId, name: &VolumeName) -> PathBuf {
+        let folder = self.state.join("volumes").join(id.namespace.as_str()).join(id.name.as_str());
+        folder.join(format!("{name}.img"))
+    }
+    /// Where swtpm keeps an instance's TPM: `/var/lib/seed/tpm/<ns>/<name>`.
+    pub fn tpm_of(&self, id: &InstanceId) -> PathBuf {
+        self.state.join("tpm").join(id.namespace.as_str()).join(id.name.as_str())
+    }
+    /// Where an instance's journal is kept: `/var/lib/seed/log/<ns>/<name>`.
+    pub fn log_of(&self, id: &InstanceId) -> PathBuf {
+        self.state.join("log").join(id.namespace.as_str()).join(id.name.as_str())
+    }
 }
 
 /// A file that must hold exactly this text.
