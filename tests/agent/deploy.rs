@@ -41,7 +41,8 @@ async fn a_failed_evaluation_or_build_leaves_what_runs_running() {
     world.table.set("web", "one", json!({}));
     world.planted("app").await;
     let running = world.sim.running(&id("app", "web"));
-    let failed = |what: &str| BuildError::Failed { what: what.into(), lines: vec!["flake.nix:3:1".into()], remedy: "mend it".into() };
+    let failed =
+        |what: &str| BuildError::Failed { what: what.into(), lines: vec!["flake.nix:3:1".into()], remedy: "mend it".into() };
     world.table.fail_eval(Some(failed("evaluation failed")));
     let (outcome, said) = world.push("app").await;
     assert_eq!(outcome, Outcome::Failed);

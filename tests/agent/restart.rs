@@ -73,7 +73,9 @@ async fn a_step_that_fails_fails_the_deploy_and_the_previous_version_runs_again(
         let (outcome, said) = world.push("app").await;
         assert_eq!(outcome, Outcome::Failed, "{said}");
         assert!(said.contains("the machine was told to fail") && said.contains("previous version"), "{said}");
-        world.until("the old one runs", |world| world.sim.running(&id("app", "web")).is_some_and(|text| text.contains("-one/"))).await;
+        world
+            .until("the old one runs", |world| world.sim.running(&id("app", "web")).is_some_and(|text| text.contains("-one/")))
+            .await;
     }
     assert_eq!(world.push("app").await.0, Outcome::Done);
 }
