@@ -15,7 +15,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("plan", &["spec", "render"]),
     ("build", &["spec"]),
     ("state", &["spec"]),
-    ("host", &["spec", "render", "plan"]),
+    ("host", &["spec", "render", "plan", "bus"]),
     ("bus", &["spec", "render::zone"]),
     ("config", &["spec", "render"]),
     ("launch", &["spec"]),

@@ -236,6 +236,28 @@ impl Config {
         self.storage.directory.join("ssh")
     }
 
+    /// Where names outside the zone are looked up: as configured, else as this host does. Never this host itself: that would go round in a
+    /// circle. Empty if there is nobody to ask.
+    pub fn upstream_dns(&self) -> Vec<SocketAddr> {
+        if !self.network.upstream_dns.is_empty() {
+            return self.network.upstream_dns.clone();
+        }
+        // Where systemd-resolved runs, /etc/resolv.conf names its stub, and this file the servers that it asks.
+        let text =
+            ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].iter().find_map(|path| std::fs::read_to_string(path).ok());
+        let own = |address: &IpAddr| {
+            address.is_loopback()
+                || *address == IpAddr::from(self.addressing().gateway4())
+                || *address == IpAddr::from(self.addressing().gateway6())
+                || self.network.public_addresses.contains(address)
+        };
+        nameservers(&text.unwrap_or_default())
+            .into_iter()
+            .filter(|address| !own(address))
+            .map(|address| SocketAddr::new(address, 53))
+            .collect()
+    }
+
     /// This host's own addresses, by family.
     pub fn public_addresses(&self) -> (Vec<Ipv4Addr>, Vec<Ipv6Addr>) {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
@@ -247,6 +269,12 @@ impl Config {
         }
         (v4, v6)
     }
+}
+
+/// The addresses of the `nameserver` lines of a resolv.conf(5). One with a zone (`fe80::1%eth0`) is passed over.
+fn nameservers(text: &str) -> Vec<IpAddr> {
+    let address = |line: &str| line.strip_prefix("nameserver")?.trim().parse().ok();
+    text.lines().filter_map(address).collect()
 }
 
 /// Reads every key, each in its range. What is wrong is noted in the reader and replaced by its default.

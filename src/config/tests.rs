@@ -109,6 +109,18 @@ fn the_layout_is_what_was_written() {
 }
 
 #[test]
+fn other_names_are_asked_of_others_and_never_of_this_host() {
+    let text = "# made by hand\nsearch x\nnameserver 127.0.0.1\nnameserver\t192.0.2.53 \n nameserver 192.0.2.54\nnameserver fe80::1%eth0\noptions edns0";
+    assert_eq!(nameservers(text), ["127.0.0.1", "192.0.2.53"].map(|text| text.parse::<IpAddr>().expect("an address")));
+    let config =
+        Config::parse("domain = \"x.example\"\n[network]\nupstream_dns = [\"192.0.2.1\", \"[2001:db8::1]:5353\"]").expect("valid");
+    let upstream: Vec<String> = config.upstream_dns().iter().map(SocketAddr::to_string).collect();
+    assert_eq!(upstream, ["192.0.2.1:53", "[2001:db8::1]:5353"]);
+    let config = Config::parse("domain = \"x.example\"").expect("valid");
+    assert!(config.upstream_dns().iter().all(|server| !server.ip().is_loopback()));
+}
+
+#[test]
 fn programs_are_where_the_configuration_says_or_where_they_are_found() {
     let config = Config::parse("domain = \"x.example\"\n[paths]\nnix = \"/nonexistent/nix\"\ngit = \"/bin/sh\"").expect("valid");
     let directory = tempfile::tempdir().expect("a place");

@@ -60,7 +60,7 @@ impl Drop for SledState {
 #[derive(Debug)]
 enum Job {
     Load(oneshot::Sender<Result<Memory, StateError>>),
-    Commit(Vec<Write>, oneshot::Sender<Result<(), StateError>>),
+    Commit(Vec<Write>, Answer),
 }
 
 impl SledState {
@@ -96,6 +96,8 @@ impl State for SledState {
     }
 }
 
+type Answer = oneshot::Sender<Result<(), StateError>>;
+
 /// What the store's thread does until nobody holds the store: whatever waits at the same time shares one sync.
 fn work(mut store: Store, queue: &mpsc::Receiver<Job>) {
     while let Ok(first) = queue.recv() {
@@ -115,7 +117,7 @@ fn work(mut store: Store, queue: &mpsc::Receiver<Job>) {
     }
 }
 
-fn commit(store: &mut Store, group: Vec<(Vec<Write>, oneshot::Sender<Result<(), StateError>>)>) {
+fn commit(store: &mut Store, group: Vec<(Vec<Write>, Answer)>) {
     if group.is_empty() {
         return;
     }

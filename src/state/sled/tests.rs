@@ -87,7 +87,7 @@ fn child(directory: &Path, commits: u64, tasks: u16, checkpoint_bytes: u64, wrap
 }
 
 /// The newest acknowledged batch of each task, from what the child printed.
-fn acknowledged(output: impl std::io::Read) -> BTreeMap<u32, u64> {
+fn acknowledged(output: impl io::Read) -> BTreeMap<u32, u64> {
     let mut newest = BTreeMap::new();
     for line in BufReader::new(output).lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split(' ').collect();
