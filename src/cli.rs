@@ -22,7 +22,23 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::{self, Config, ConfigError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    agent::{
+        self, Agent,
+        bus::{Face, Trust},
+    },
+    build::{
+        self,
+        nix::{NixBuilder, NixSettings},
+    },
+    bus::SeedProxy,
+    config::{self, Config, ConfigError},
+    host::{Machine, hypervisor},
+    launch, serve,
+    state::sled::SledState,
+};
 
 /// A NixOS host as a small cloud: git push a NixOS module, get a microVM
 #[derive(Debug, Parser)]
@@ -59,6 +75,12 @@ enum Verb {
     Agent(ConfigFlag),
     /// Run the doors (SSH, git, DNS); seed-serve.service starts it
     Serve(ConfigFlag),
+    /// Run a virtual machine; seed-vm@….service starts it
+    #[command(hide = true)]
+    Vm(launch::vm::Args),
+    /// Become virtiofsd with a view of one closure; seed-store@….service starts it
+    #[command(hide = true)]
+    StoreView(launch::store_view::Args),
 }
 
 /// The words of a verb that is the same over SSH: `crate::serve::shell` reads them.
@@ -101,6 +123,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         }
         Verb::Agent(flag) => daemon(&flag.config, agent),
         Verb::Serve(flag) => daemon(&flag.config, serve),
+        Verb::Vm(args) => Ok(launch::vm::main(args)),
+        Verb::StoreView(args) => Ok(launch::store_view::main(args)),
     }
 }
 
@@ -113,12 +137,83 @@ fn daemon<F: Future<Output = anyhow::Result<()>>>(path: &Path, main: impl FnOnce
     Ok(ExitCode::SUCCESS)
 }
 
+/// Wires the agent up and runs it until it is told to stop.
 async fn agent(config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("the agent of {} is not wired up yet", config.domain)
+    let found = config::tools::find(&config.paths, &std::env::var("PATH").unwrap_or_default());
+    // The VMMs are the choice's business: only what is chosen has to be there.
+    for missing in found.missing.iter().filter(|missing| !matches!(missing.key, "qemu" | "cloud_hypervisor" | "vhost_device_vsock"))
+    {
+        tracing::error!("{missing}");
+    }
+    let choice = config::tools::choose(&config.hypervisor, &found, hypervisor::probe_kvm());
+    let (vmm, why) = choice.map_err(|why| anyhow::anyhow!("no hypervisor can be used: {why}"))?;
+    tracing::info!(hypervisor = why, "chosen");
+    let layout = config.layout(vmm, found.tools.clone());
+    let machine = Machine::new(layout.clone()).await.context("could not reach the machine")?;
+    machine.prepare().await.context("could not prepare the machine")?;
+    build::nix::say_version(&found.nix).await;
+
+    let work = config.paths.run.join("work");
+    std::fs::create_dir_all(&work).with_context(|| format!("could not make {}", work.display()))?;
+    let builder = NixBuilder::new(NixSettings {
+        nix: found.nix,
+        systemd_run: "systemd-run".into(),
+        roots: "/nix/var/nix/gcroots/seed".into(),
+        eval_timeout_secs: config.build.eval_timeout_secs,
+        eval_memory: config.build.eval_memory,
+        build_timeout_secs: config.build.build_timeout_secs,
+        allow_addresses: config.build.allow_addresses.clone(),
+        hidden: vec![config.storage.directory.clone(), config.paths.run.clone(), "/etc/seed".into()],
+    });
+    let state = SledState::open(&config.state_directory()).context("could not open the state")?;
+    let (host4, host6) = config.public_addresses();
+    let settings = agent::Settings {
+        layout,
+        repositories: config.repositories(),
+        work,
+        parallel: config.build.parallel as usize,
+        keep: config.build.keep_generations as usize,
+        host4,
+        host6,
+        hypervisor: why.clone(),
+    };
+    let (agent, handle) = Agent::new(machine, state, builder, settings).await.context("could not read the state")?;
+    let door = nix::unistd::User::from_name("seed").ok().flatten();
+    if door.is_none() {
+        tracing::error!("there is no user seed: the doors cannot be opened; systemd-sysusers makes it from sysusers.d/seed.conf");
+    }
+    let trust = Trust::Users { door: door.map_or(u32::MAX, |user| user.uid.as_raw()) };
+    let face = Face::new(handle.clone(), trust, why, config.domain.to_string());
+    let mut running = tokio::spawn(agent.run());
+    let _bus = agent::bus::serve(face).await.context("could not take the name farm.loom.Seed1 on the system bus")?;
+    // Not being under systemd is no reason to stop.
+    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    let mut terminate = signal(SignalKind::terminate()).context("could not listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("could not listen for signals")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = &mut running => {
+            ended.context("the agent died")?;
+            anyhow::bail!("the agent ended by itself: this is a bug in Seed");
+        }
+    }
+    handle.quit().await;
+    running.await.context("the agent died")
 }
 
+/// Opens the doors until they are told to close.
 async fn serve(config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("the doors of {} are not wired up yet", config.domain)
+    let sockets = serve::Sockets::from_systemd()?;
+    let found = config::tools::find(&config.paths, &std::env::var("PATH").unwrap_or_default());
+    let host_key = config.ssh_directory().join("host_ed25519");
+    let mut settings = serve::Settings::new(config.domain.clone(), config.repositories(), host_key);
+    settings.git = found.git;
+    settings.max_pack = config.ssh.max_pack;
+    settings.upstream = config.network.upstream_dns.clone();
+    let bus = zbus::Connection::system().await.context("could not reach the system bus")?;
+    let agent = SeedProxy::builder(&bus).build().await.context("could not reach the system bus")?;
+    Ok(serve::run(settings, agent, sockets).await?)
 }
 
 /// Runs a verb as the operator, over the bus. It prints its own errors.
@@ -127,17 +222,13 @@ fn ask(verb: &str, words: Words) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("could not start the runtime")?;
     runtime.block_on(async {
         let bus = zbus::Connection::system().await.context("could not reach the system bus")?;
-        let agent = crate::bus::SeedProxy::new(&bus).await.context("could not reach the agent")?;
+        let agent = SeedProxy::new(&bus).await.context("could not reach the agent")?;
         let terminal = std::io::stdout().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-        let code = shell(&words, &agent, terminal, colour).await;
+        let look = serve::shell::Look { terminal, colour };
+        let code = serve::shell::run(&words, None, &agent, tokio::io::stdout(), tokio::io::stderr(), look).await;
         Ok(ExitCode::from(code))
     })
-}
-
-async fn shell(words: &[String], _agent: &crate::bus::SeedProxy<'_>, _terminal: bool, _colour: bool) -> u8 {
-    eprintln!("error: {} is not wired up yet", words[0]);
-    1
 }
 
 /// The exit code of an error that no verb has turned into one.

@@ -61,6 +61,20 @@ fn matter(lines: &[String]) -> Vec<String> {
     head.iter().map(|line| (*line).clone()).chain([cut]).chain(tail.iter().map(|line| (*line).clone())).collect()
 }
 
+/// The first version of each series that does not give builders root (CVE-2026-39860). Later series have it from the start.
+const FIXED: [(u32, u32, u32); 7] = [(2, 28, 6), (2, 29, 3), (2, 30, 4), (2, 31, 4), (2, 32, 7), (2, 33, 4), (2, 34, 5)];
+
+/// Whether what `nix --version` said is a version without that hole; `None` if it is no version.
+pub fn is_safe(said: &str) -> Option<bool> {
+    let version = said.split_whitespace().last()?;
+    let mut parts = version.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || parts.next().and_then(Result::ok);
+    let (major, minor) = (next()?, next()?);
+    let patch = next().unwrap_or(0);
+    let series = FIXED.iter().find(|(a, b, _)| (*a, *b) == (major, minor));
+    Some(series.map_or((major, minor) > (2, 34), |(_, _, fixed)| patch >= *fixed))
+}
+
 /// Whether a line of standard error is systemd-run's own.
 pub fn of_systemd_run(line: &str) -> bool {
     let line = line.trim_start();
@@ -132,6 +146,23 @@ mod tests {
         let BuildError::Failed { lines, .. } = build(&lines, "exit-code", 1) else { panic!() };
         assert_eq!(lines.len(), MAX_LINES + 1);
         assert_eq!((lines[0].as_str(), lines.last().map(String::as_str)), ("error: what", Some("line 299")));
+    }
+
+    #[test]
+    fn versions_that_give_builders_root_are_known() {
+        let table = [
+            ("nix (Nix) 2.26.3", false),
+            ("nix (Nix) 2.28.5", false),
+            ("nix (Nix) 2.28.6", true),
+            ("nix (Nix) 2.34.4", false),
+            ("nix (Nix) 2.35.0pre1", true),
+            ("nix (Nix) 3.0", true),
+            ("nix (Nix) 2.33.10", true),
+        ];
+        for (said, safe) in table {
+            assert_eq!(is_safe(said), Some(safe), "{said}");
+        }
+        assert_eq!(is_safe("what"), None);
     }
 
     #[test]

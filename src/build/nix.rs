@@ -273,6 +273,23 @@ impl NixBuilder {
     }
 }
 
+/// Says in the journal which nix this is, and so loudly if it is one that is known to give builders root (CVE-2026-39860).
+pub async fn say_version(nix: &Path) {
+    let output = Command::new(nix).arg("--version").env_clear().stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let text = match output {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        Err(error) => return tracing::error!(%error, nix = %nix.display(), "nix cannot be run: nothing can be deployed"),
+    };
+    match complaint::is_safe(&text) {
+        Some(true) => tracing::info!(nix = text, "found"),
+        Some(false) => tracing::warn!(
+            nix = text,
+            "this nix is known to give builders root (CVE-2026-39860): update it before strangers may push"
+        ),
+        None => tracing::warn!(nix = text, "this is no version of nix that is known"),
+    }
+}
+
 /// Runs a unit to its end; its standard error goes to `log` line by line.
 async fn run(mut command: Command, log: mpsc::Sender<String>) -> Result<Ended, BuildError> {
     let host = |error: io::Error| BuildError::Host(format!("could not run systemd-run: {error}"));

@@ -26,7 +26,8 @@ use crate::{
     },
 };
 
-/// The interface that carries the gateway's addresses whether there are instances or not.
+/// The interface that carries the gateway's addresses whether there are instances or not: a tap that nobody opens, because a host of
+/// guests has taps, while not every kernel has the `dummy` kind.
 pub const GATEWAY: &str = "seed-gw";
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -39,7 +40,7 @@ pub async fn prepare(addressing: &Addressing) -> Result<(), HostError> {
     }
     let mut lines = String::new();
     if !Path::new("/sys/class/net").join(GATEWAY).exists() {
-        lines.push_str(&format!("link add {GATEWAY} type dummy\n"));
+        lines.push_str(&format!("tuntap add dev {GATEWAY} mode tap\n"));
     }
     lines.push_str(&format!("link set {GATEWAY} up\n"));
     lines.push_str(&gateway_addresses(GATEWAY, addressing));
