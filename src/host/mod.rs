@@ -233,8 +233,11 @@ impl Host for Machine {
                 network::apply_firewall(text).await?;
                 files::write(&self.firewall(), text)
             }
-            Step::Stop { id, units } => {
+            Step::Stop { id, units, kill } => {
                 files::clear_started(&self.layout, id)?;
+                if *kill {
+                    self.systemd.kill(&vm_unit(id)).await?;
+                }
                 self.stop(units).await
             }
             Step::RemoveInstance { id, units, tap } => {
