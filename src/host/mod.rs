@@ -1,18 +1,35 @@
 //! The machine: the only room that changes it. Each step is carried out as it stands.
+//!
+//! Every step can be carried out again after it was cut short at any point: what is so already is left alone, files are renamed
+//! into place, a tap's alias and the `started` mark are written last. What is running is never remembered here, only looked at.
 #![allow(clippy::disallowed_methods, reason = "this room touches the machine")]
 
+mod files;
+pub mod hypervisor;
 pub mod journal;
+pub mod network;
 pub mod sim;
+pub mod systemd;
+pub mod volume;
 
-use std::{future::Future, path::PathBuf};
+use std::{
+    future::Future,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::sync::mpsc;
 
 use crate::{
     bus::LogLine,
-    plan::{Observed, Step},
+    plan::{Observed, Step, UnitState},
+    render::{Layout, vm_unit},
     spec::name::InstanceId,
 };
+use systemd::Systemd;
+use volume::VolumeError;
 
 /// The seam between deciding and doing.
 pub trait Host: Send + Sync + 'static {
@@ -75,11 +92,230 @@ pub struct Guest {
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error("could not {deed} {path}")]
-    File { deed: &'static str, path: PathBuf, source: std::io::Error },
+    File { deed: &'static str, path: PathBuf, source: io::Error },
     #[error("systemd could not {deed} {unit}")]
     Systemd { deed: &'static str, unit: String, source: zbus::Error },
     #[error("{unit} did not {deed}: systemd says {result}")]
     Job { deed: &'static str, unit: String, result: String },
     #[error("`{command}` failed: {output}")]
     Command { command: String, output: String },
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("this is a bug in Seed: a look at the machine died")]
+    Died(#[source] tokio::task::JoinError),
+}
+
+/// The real machine.
+#[derive(Debug)]
+pub struct Machine {
+    layout: Layout,
+    systemd: Systemd,
+    eyes: Arc<Mutex<Eyes>>,
+    changes: tokio::sync::Mutex<tokio::sync::watch::Receiver<u64>>,
+}
+
+/// What has to be looked at without systemd, and what was seen there before.
+#[derive(Debug, Default)]
+struct Eyes {
+    files: files::Files,
+    taps: network::Taps,
+}
+
+impl Machine {
+    /// Connects to systemd; changes nothing yet.
+    pub async fn new(layout: Layout) -> Result<Self, HostError> {
+        let systemd = Systemd::connect().await?;
+        let changes = tokio::sync::Mutex::new(systemd.changes());
+        Ok(Self { layout, systemd, eyes: Arc::default(), changes })
+    }
+
+    /// Makes what all instances share: folders, the gateway, forwarding. Once, when the agent starts; what is so already stays.
+    pub async fn prepare(&self) -> Result<(), HostError> {
+        for path in [&self.layout.state, &self.layout.run, &self.layout.units] {
+            files::folder(path)?;
+        }
+        volume::file::prepare(&self.volumes())?;
+        network::prepare(&self.layout.addressing).await
+    }
+
+    fn volumes(&self) -> PathBuf {
+        self.layout.state.join("volumes")
+    }
+
+    /// The text of the firewall that was applied last.
+    fn firewall(&self) -> PathBuf {
+        self.layout.run.join("firewall.nft")
+    }
+
+    /// Runs what blocks on disks and programs beside the event loop.
+    async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, HostError> {
+        tokio::task::spawn_blocking(work).await.map_err(HostError::Died)?
+    }
+
+    async fn look(&self) -> Result<Observed, HostError> {
+        let (eyes, layout, firewall) = (self.eyes.clone(), self.layout.clone(), self.firewall());
+        let looked = self.beside(move || {
+            // A look that panicked has left no more than a missing entry.
+            let mut eyes = eyes.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut observed = Observed::default();
+            eyes.files.observe(&layout, &mut observed)?;
+            for (id, tap) in eyes.taps.observe()? {
+                observed.instances.entry(id).or_default().tap = Some(tap);
+            }
+            observed.firewall = read_firewall(&firewall)?;
+            Ok(observed)
+        });
+        let mut observed = looked.await?;
+        for (name, unit) in self.systemd.list(&["seed-*@*.service"]).await? {
+            let Some(id) = files::instance_of_unit(&name) else { continue };
+            let one = observed.instances.entry(id).or_default();
+            match name.split_once('@').map(|(kind, _)| kind) {
+                Some("seed-vm") => one.vm = unit.state(),
+                Some("seed-store" | "seed-tpm" | "seed-vsock") => one.helper_failed |= unit.state() == UnitState::Failed,
+                _ => {}
+            }
+        }
+        Ok(observed)
+    }
+
+    async fn start(&self, id: &InstanceId, unit: &str) -> Result<(), HostError> {
+        self.systemd.start(unit, &[&pattern(id)]).await?;
+        files::mark_started(&self.layout, id)
+    }
+
+    async fn stop(&self, units: &[String]) -> Result<(), HostError> {
+        self.systemd.stop(units, Duration::from_secs(self.layout.stop_timeout_secs.into())).await
+    }
+
+    fn write(&self, step: &Step) -> Result<(), HostError> {
+        let Step::Write { id, units, files, remove, uid } = step else { return Ok(()) };
+        files::clear_started(&self.layout, id)?;
+        files::make_run(&self.layout, id, *uid)?;
+        for name in remove {
+            files::remove(&self.layout.units.join(name))?;
+        }
+        for file in files {
+            if let Some(parent) = file.path.parent().filter(|parent| !parent.exists()) {
+                files::folder(parent)?;
+            }
+            files::write(&file.path, &file.text)?;
+        }
+        units.iter().try_for_each(|unit| files::write(&self.layout.units.join(&unit.name), &unit.text))
+    }
+}
+
+/// Matches all units of an instance.
+fn pattern(id: &InstanceId) -> String {
+    format!("seed-*@{}.service", id.unit_instance())
+}
+
+/// The firewall that was applied last, if its table is still there.
+fn read_firewall(path: &std::path::Path) -> Result<Option<String>, HostError> {
+    let text = match std::fs::read_to_string(path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(files::error("read", path))?,
+    };
+    let there = network::has_table().map_err(files::error("ask the kernel for the firewall of", path))?;
+    Ok(there.then_some(text))
+}
+
+impl Host for Machine {
+    async fn observe(&self) -> Result<Observed, HostError> {
+        self.look().await
+    }
+
+    async fn apply(&self, step: &Step) -> Result<(), HostError> {
+        match step {
+            Step::ApplyFirewall(text) => {
+                network::apply_firewall(text).await?;
+                files::write(&self.firewall(), text)
+            }
+            Step::Stop { id, units } => {
+                files::clear_started(&self.layout, id)?;
+                self.stop(units).await
+            }
+            Step::RemoveInstance { id, units, tap } => {
+                for name in units {
+                    files::remove(&self.layout.units.join(name))?;
+                }
+                if let Some(tap) = tap {
+                    network::remove_tap(tap).await?;
+                }
+                files::remove_run(&self.layout, id)
+            }
+            Step::RetireVolume { id, name } => {
+                let (image, kept) = (self.layout.volume(id, name), self.volumes().join("retired"));
+                let (id, name) = (id.clone(), name.clone());
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                self.beside(move || Ok(volume::file::retire(&image, &kept, &id, &name, now)?)).await
+            }
+            Step::CreateVolume { id, name, size, uid } => {
+                let (image, size, uid) = (self.layout.volume(id, name), *size, *uid);
+                self.beside(move || Ok(volume::file::create(&image, size, uid)?)).await
+            }
+            Step::GrowVolume { id, name, size } => {
+                let (image, size) = (self.layout.volume(id, name), *size);
+                self.beside(move || Ok(volume::file::grow(&image, size)?)).await
+            }
+            Step::CreateTap { id, address } => network::create_tap(id, address, &self.layout.addressing).await,
+            Step::Write { .. } => self.write(step),
+            Step::Start { id, unit } => self.start(id, unit).await,
+        }
+    }
+
+    async fn inspect(&self, ids: &[InstanceId]) -> Result<Vec<Guest>, HostError> {
+        let loaded = self.systemd.list(&["seed-vm@*.service"]).await?;
+        let guests = ids.iter().map(async |id| {
+            let name = vm_unit(id);
+            match loaded.get(&name) {
+                Some(unit) => {
+                    let told = self.systemd.guest(id, unit).await;
+                    told.map_err(|source| HostError::Systemd { deed: "tell about", unit: name, source })
+                }
+                None => Ok(Guest {
+                    id: Some(id.clone()),
+                    active_state: "inactive".into(),
+                    sub_state: "dead".into(),
+                    ..Guest::default()
+                }),
+            }
+        });
+        futures_util::future::try_join_all(guests).await
+    }
+
+    async fn restart(&self, id: &InstanceId) -> Result<(), HostError> {
+        let pattern = pattern(id);
+        let units: Vec<String> = self.systemd.list(&[&pattern]).await?.into_keys().collect();
+        // Should this be cut short, the next pass starts it.
+        files::clear_started(&self.layout, id)?;
+        self.stop(&units).await?;
+        self.start(id, &vm_unit(id)).await
+    }
+
+    async fn journal(&self, id: &InstanceId, query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
+        let unit = vm_unit(id);
+        let since = if query.this_boot { self.systemd.started_at(&unit).await } else { None };
+        journal::read(&self.layout.log_of(id), &unit, query, since, sink).await
+    }
+
+    async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {
+        let kept = self.volumes().join("retired");
+        let found = self.beside(move || Ok(volume::file::retired(&kept)?)).await?;
+        let words = |volume: volume::Retired| {
+            let text = format!("{}/{} ({})", volume.id.name, volume.name, volume.size);
+            (volume.id.namespace.to_string(), text)
+        };
+        Ok(found.into_iter().map(words).collect())
+    }
+
+    async fn changed(&self) {
+        let mut changes = self.changes.lock().await;
+        if changes.changed().await.is_err() {
+            // The connection is gone, and with it all word of changes; `observe` says so.
+            std::future::pending::<()>().await;
+        }
+    }
 }

@@ -51,13 +51,12 @@ pub fn parse(line: &[u8]) -> Result<Command, CommandError> {
         words.remove(0);
         words[0] = format!("git-{}", words[0]);
     }
-    let git: Option<(&'static str, fn(RepoName) -> Command)> = match words.first().map(String::as_str) {
-        Some("git-receive-pack") => Some(("git-receive-pack", Command::ReceivePack)),
-        Some("git-upload-pack") => Some(("git-upload-pack", Command::UploadPack)),
-        Some("git-upload-archive") => Some(("git-upload-archive", Command::UploadArchive)),
-        _ => None,
+    let (program, command): (&'static str, fn(RepoName) -> Command) = match words.first().map(String::as_str) {
+        Some("git-receive-pack") => ("git-receive-pack", Command::ReceivePack),
+        Some("git-upload-pack") => ("git-upload-pack", Command::UploadPack),
+        Some("git-upload-archive") => ("git-upload-archive", Command::UploadArchive),
+        _ => return Ok(Command::Verb(words)),
     };
-    let Some((program, command)) = git else { return Ok(Command::Verb(words)) };
     match &words[1..] {
         [path] => Ok(command(repository(path)?)),
         _ => Err(CommandError::OneRepository(program)),
@@ -114,7 +113,7 @@ mod tests {
             ("git-upload-archive \"my-app\"", Command::UploadArchive(name)),
             ("status  --json", Command::Verb(vec!["status".into(), "--json".into()])),
             ("logs 'a b' c\\ d", Command::Verb(vec!["logs".into(), "a b".into(), "c d".into()])),
-            ("x '' it'\\''s", Command::Verb(vec!["x".into(), String::new(), "it's".into()])),
+            ("x '' 'it'\\''s'", Command::Verb(vec!["x".into(), String::new(), "it's".into()])),
             ("", Command::Verb(vec![])),
             ("git", Command::Verb(vec!["git".into()])),
         ];

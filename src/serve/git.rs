@@ -4,10 +4,11 @@
 //! without hooks. What is pushed is looked at in [`super::receive`].
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -70,6 +71,22 @@ pub enum Read {
     UploadPack,
     /// git archive --remote
     UploadArchive,
+}
+
+/// Whose turn it is to push to a repository.
+#[derive(Debug, Default)]
+pub struct Turns(Mutex<BTreeMap<RepoName, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    /// Waits until no other push is under way, but not for ever: a slow client may not lock the others out.
+    pub async fn take(&self, name: &RepoName) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(name.clone()).or_default())
+        };
+        tokio::time::timeout(Duration::from_secs(10), turn.lock_owned()).await.ok()
+    }
 }
 
 /// The directory of a repository.
@@ -135,7 +152,7 @@ where
         out.send(&pktline::error(&format!("{name} is empty: nothing was pushed to it yet"))).await;
         return 3;
     }
-    let Ok(_slot) = tokio::time::timeout(Duration::from_secs(30), doors.git_slots.acquire()).await else {
+    let Ok(_slot) = tokio::time::timeout(Duration::from_secs(30), doors.read_slots.acquire()).await else {
         out.send(&pktline::error("this host is serving as many clones and pushes as it can: try again in a minute")).await;
         return 1;
     };

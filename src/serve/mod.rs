@@ -85,8 +85,11 @@ pub enum ServeError {
 pub struct Doors {
     pub settings: Settings,
     pub agent: SeedProxy<'static>,
-    /// One for each git that works for a client.
-    pub git_slots: Semaphore,
+    /// One for each git that reads for a client, and one for each that writes: readers may be anybody.
+    pub read_slots: Semaphore,
+    pub push_slots: Semaphore,
+    /// One push to a repository at a time, for git trips over two equal packs that arrive together.
+    pub turns: git::Turns,
     /// One repository at a time is packed together.
     pub tidy_slot: Semaphore,
     /// Pushes that the agent has to hear of.
@@ -123,7 +126,9 @@ pub async fn run_until(
     let stopping = CancellationToken::new();
     let doors = Arc::new(Doors {
         agent: agent.clone(),
-        git_slots: Semaphore::new(32),
+        read_slots: Semaphore::new(64),
+        push_slots: Semaphore::new(32),
+        turns: git::Turns::default(),
         tidy_slot: Semaphore::new(1),
         pushes: TaskTracker::new(),
         stopping: stopping.clone(),
@@ -134,7 +139,7 @@ pub async fn run_until(
     let mut zone_kept = tokio::spawn(dns::keep_zone(agent, zone));
     let listeners = TaskTracker::new();
     let crowd = Arc::new(crowd::Crowd::default());
-    let config = Arc::new(ssh::config(key, doors.settings.auth_timeout));
+    let config = Arc::new(ssh::config(key));
     for listener in sockets.ssh {
         listeners.spawn(ssh::listen(Arc::clone(&doors), Arc::clone(&config), Arc::clone(&crowd), listener));
     }

@@ -8,6 +8,8 @@
 //! From the moment that receive-pack has moved a ref, the agent is told of it, whether or not the client is still there. A deploy that
 //! fails does not undo the push.
 
+mod telling;
+
 use std::{
     path::PathBuf,
     process::Stdio,
@@ -24,15 +26,16 @@ use tokio::{
     time::timeout,
 };
 
+use self::telling::Telling;
 use super::{
     Doors,
     ask::{self, Asked},
     git::{self, Outlet},
     pktline::{self, Packet, Request, Update},
-    progress::{self, Teller},
+    progress,
 };
 use crate::{
-    bus::{Opened, Outcome, Pushed, Refusal},
+    bus::Pushed,
     spec::name::{KeyId, RefName, RepoName},
 };
 
@@ -44,8 +47,6 @@ const IDLE: Duration = Duration::from_secs(600);
 const UNWANTED: u64 = 64 << 20;
 /// How long a push waits for an agent that restarts.
 const AGENT_AWAY: Duration = Duration::from_secs(120);
-/// How often a client that is told nothing gets a sign of life.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// One push, as it is served.
 #[derive(Debug)]
@@ -86,7 +87,7 @@ impl Push {
                 return refusal.exit_code();
             }
         };
-        let Ok(_slot) = timeout(Duration::from_secs(30), self.doors.git_slots.acquire()).await else {
+        let Ok(_slot) = timeout(Duration::from_secs(30), self.doors.push_slots.acquire()).await else {
             out.send(&pktline::error("this host is serving as many clones and pushes as it can: try again in a minute")).await;
             return 1;
         };
@@ -131,6 +132,7 @@ impl Push {
             }
         };
 
+        let turn = self.doors.turns.take(&self.name).await;
         if stdin.write_all(&request.raw).await.is_err() {
             out.send(&pktline::error("git ended before the push began: try again")).await;
             return git::finish(child, complaints, &self.name).await.max(1);
@@ -145,6 +147,7 @@ impl Push {
         if !accepted.is_empty() {
             self.settle(&path, &accepted).await;
         }
+        drop(turn);
         // From here on the push is a fact: the agent hears of it even if the client is gone.
         let told: Vec<_> = accepted
             .iter()
@@ -401,151 +404,4 @@ async fn refuse<W: AsyncWrite + Unpin>(request: &Request, reasons: &[(String, St
     }
     out.send(&pktline::band(1, &report, room)).await;
     out.send(pktline::FLUSH).await;
-}
-
-/// Tells the client what becomes of its push.
-struct Telling<'a, W> {
-    push: &'a Push,
-    out: &'a mut Outlet<W>,
-    room: usize,
-    started: Instant,
-}
-
-impl<W: AsyncWrite + Unpin> Telling<'_, W> {
-    async fn all(&mut self, opened: &Opened, told: Vec<(Update, tokio::task::JoinHandle<Asked<Pushed>>)>, mode: Mode) {
-        for (update, telling) in told {
-            self.received(&update).await;
-            let pushed = match self.wait(telling).await {
-                Some(Ok(pushed)) => pushed,
-                Some(Err(refusal)) => {
-                    self.say(&format!("error: {}", ask::words(&refusal))).await;
-                    self.say("The push was accepted, but it is not deployed.").await;
-                    if ask::away(&refusal) {
-                        self.say("Push again when the agent is back: git commit --amend --no-edit && git push --force").await;
-                    }
-                    continue;
-                }
-                None => return,
-            };
-            self.notes(opened, &pushed).await;
-            if pushed.job.is_empty() {
-                continue;
-            }
-            if mode == Mode::Async {
-                let (ssh, name) = (&self.push.ssh, &self.push.name);
-                self.say(&format!("Deploying in the background; `{ssh} status {name}` shows how it goes.")).await;
-            } else {
-                self.follow(&pushed.job).await;
-            }
-        }
-    }
-
-    async fn received(&mut self, update: &Update) {
-        let name = update.name().map_or_else(|| update.reference.clone(), |name| name.short().to_owned());
-        let took = self.started.elapsed().as_secs_f64();
-        let line = if update.deletes() {
-            format!("received  {name} deleted")
-        } else {
-            format!("received  {name} at {} in {took:.1} s", &update.new.as_str()[..10])
-        };
-        self.say(&line).await;
-    }
-
-    async fn notes(&mut self, opened: &Opened, pushed: &Pushed) {
-        let (name, ssh) = (&self.push.name, &self.push.ssh);
-        if opened.created {
-            self.say(&format!("{name} is a new repository, and your key owns it. Anyone can read it;")).await;
-            self.say("list more keys in .authorized_keys at its top to let them push.").await;
-        }
-        for note in &pushed.notes {
-            self.say(&progress::plain(note)).await;
-        }
-        if !opened.planted && !pushed.notes.iter().any(|note| note.contains("plant silo:")) && pushed.job.is_empty() {
-            self.say(&format!("{name} is not planted yet, so nothing runs. With an invite code:")).await;
-            self.say(&format!("    {ssh} plant silo:{name} CODE")).await;
-        }
-    }
-
-    /// Waits with signs of life. `None` if the client left.
-    async fn wait<T>(&mut self, mut task: tokio::task::JoinHandle<Asked<T>>) -> Option<Asked<T>> {
-        let gone = self.out.gone().clone();
-        let mut waited = false;
-        loop {
-            tokio::select! {
-                done = &mut task => {
-                    return Some(done.unwrap_or_else(|_| Err(Refusal::Failed("this host stumbled over this push: tell its operator".into()))));
-                }
-                () = gone.cancelled() => return None,
-                () = tokio::time::sleep(SIGN_OF_LIFE) => {
-                    self.out.send(pktline::KEEP_ALIVE).await;
-                    if !std::mem::replace(&mut waited, true) {
-                        self.say("waiting for the agent, which is restarting …").await;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn follow(&mut self, job: &str) {
-        let gone = self.out.gone().clone();
-        let stopping = self.push.doors.stopping.clone();
-        let (ssh, name) = (self.push.ssh.clone(), self.push.name.clone());
-        let mut teller = Teller::default();
-        let (mut heard, mut deadline) = (0_usize, Instant::now() + AGENT_AWAY);
-        loop {
-            let asked = progress::follow(&self.push.doors.agent, self.push.who.as_str(), job).await;
-            let mut following = match asked {
-                Ok(following) => following,
-                Err(refusal) if ask::away(&refusal) && Instant::now() < deadline && !gone.is_cancelled() => {
-                    self.out.send(pktline::KEEP_ALIVE).await;
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
-                }
-                Err(_) => break,
-            };
-            let mut index = 0;
-            loop {
-                tokio::select! {
-                    // Cancel-safe: a line that is half read stays in the buffer.
-                    word = following.next() => {
-                        let Some(word) = word else { break };
-                        index += 1;
-                        if index <= heard {
-                            continue;
-                        }
-                        heard = index;
-                        deadline = Instant::now() + AGENT_AWAY;
-                        for line in teller.lines(&word) {
-                            self.say(&line).await;
-                        }
-                        if let Some(outcome) = word.outcome {
-                            return self.ended(outcome).await;
-                        }
-                    }
-                    () = gone.cancelled() => return,
-                    () = stopping.cancelled() => {
-                        return self.say(&format!("The doors of this host restart; the deploy goes on: `{ssh} status {name}`.")).await;
-                    }
-                    () = tokio::time::sleep(SIGN_OF_LIFE) => self.out.send(pktline::KEEP_ALIVE).await,
-                }
-            }
-            if Instant::now() > deadline {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        self.say(&format!("The agent has restarted and goes on with this deploy by itself: `{ssh} status {name}` shows it.")).await;
-    }
-
-    async fn ended(&mut self, outcome: Outcome) {
-        if outcome == Outcome::Failed {
-            self.say("The push was accepted and is kept, but it is not what runs: its deploy failed, see above.").await;
-            self.say("Repair it and push again.").await;
-        }
-    }
-
-    async fn say(&mut self, line: &str) {
-        let line = format!("{line}\n");
-        self.out.send(&pktline::band(2, line.as_bytes(), self.room)).await;
-    }
 }

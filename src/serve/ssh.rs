@@ -43,7 +43,7 @@ const MAX_CHANNELS: u32 = 10;
 const UNUSED: Duration = Duration::from_secs(60);
 
 /// What russh is to do and to leave.
-pub(super) fn config(key: PrivateKey, auth_timeout: Duration) -> server::Config {
+pub(super) fn config(key: PrivateKey) -> server::Config {
     let mut preferred = Preferred::DEFAULT;
     // SHA-1 is not taken, and nothing is compressed: git's packs are already.
     preferred.key = preferred.key.iter().filter(|algorithm| !is_sha1(algorithm)).cloned().collect();
@@ -56,8 +56,8 @@ pub(super) fn config(key: PrivateKey, auth_timeout: Duration) -> server::Config 
         keys: vec![key],
         preferred,
         max_auth_attempts: 10,
-        // Before the first packet it bounds the greeting; afterwards keep-alives find the dead, and our own clock the idle.
-        inactivity_timeout: Some(auth_timeout.max(Duration::from_secs(3600))),
+        // Answers to keep-alives count as activity: this is for a peer that takes nothing.
+        inactivity_timeout: Some(Duration::from_secs(600)),
         keepalive_interval: Some(Duration::from_secs(15)),
         keepalive_max: 4,
         nodelay: true,
@@ -97,7 +97,7 @@ async fn connection(doors: Arc<Doors>, config: Arc<server::Config>, crowd: Arc<C
     let domain = &doors.settings.domain;
     let connection = Connection {
         ssh: if port == 22 { format!("ssh {domain}") } else { format!("ssh -p {port} {domain}") },
-        place: Some(crowd.enter(peer.ip(), close.clone())),
+        place: crowd.enter(peer.ip(), close.clone()),
         proved: proved.clone(),
         channels: Arc::clone(&channels),
         key: None,
@@ -141,8 +141,7 @@ struct Connection {
     doors: Arc<Doors>,
     /// How this client reaches our shell.
     ssh: String,
-    /// Held until a key is proved.
-    place: Option<Place>,
+    place: Place,
     /// Cancelled when a key is proved.
     proved: CancellationToken,
     channels: Arc<AtomicU32>,
@@ -196,7 +195,10 @@ impl server::Handler for Connection {
     }
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Self::Error> {
-        self.place = None;
+        if !self.place.welcome() {
+            tracing::warn!("too many connections from one neighbourhood");
+            return Err(russh::Error::Disconnect);
+        }
         self.proved.cancel();
         Ok(())
     }
@@ -363,6 +365,8 @@ impl Asked {
                 git::serve_read(doors, who, &name, git::Read::UploadArchive, None, input, out).await
             }
             Command::Verb(words) => {
+                // No verb reads; what the client sends is dropped.
+                drop(input);
                 let terminal = self.terminal.is_some();
                 let look = Look { terminal, colour: self.terminal.is_some_and(|term| !term.is_empty() && term != "dumb") };
                 let out = Lines { to: write.make_writer(), terminal, owed: false };

@@ -43,7 +43,7 @@ pub fn answer(view: &View, from: IpAddr, question: &[u8], transport: Transport) 
     if question.len() < 12 || question[2] & 0x80 != 0 {
         return Answer::Nothing;
     }
-    let Ok(asked) = Message::from_vec(question) else { return encode(error(question, ResponseCode::FormErr), UDP_MAX) };
+    let Ok(asked) = Message::from_vec(question) else { return encode(&error(question, ResponseCode::FormErr), UDP_MAX) };
     let mut answer = Message::response(asked.metadata.id, asked.metadata.op_code);
     answer.metadata.recursion_desired = asked.metadata.recursion_desired;
     let mut room = 512;
@@ -74,7 +74,7 @@ pub fn answer(view: &View, from: IpAddr, question: &[u8], transport: Transport) 
             _ => answer.metadata.response_code = ResponseCode::NotImp,
         }
     }
-    encode(answer, room)
+    encode(&answer, room)
 }
 
 /// The answer to a question that could not be answered.
@@ -84,7 +84,7 @@ pub fn failed(question: &[u8]) -> Option<Vec<u8>> {
     answer.metadata.recursion_desired = asked.metadata.recursion_desired;
     answer.metadata.recursion_available = true;
     answer.queries = asked.queries;
-    match encode(answer, UDP_MAX) {
+    match encode(&answer, UDP_MAX) {
         Answer::Message(bytes) => Some(bytes),
         Answer::Forward | Answer::Nothing => None,
     }
@@ -94,7 +94,7 @@ fn error(question: &[u8], code: ResponseCode) -> Message {
     Message::error_msg(u16::from_be_bytes([question[0], question[1]]), OpCode::Query, code)
 }
 
-fn encode(answer: Message, room: u16) -> Answer {
+fn encode(answer: &Message, room: u16) -> Answer {
     let encoded = match answer.to_vec() {
         Ok(bytes) if bytes.len() > room.into() => answer.truncate().to_vec(),
         encoded => encoded,

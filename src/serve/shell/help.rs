@@ -150,7 +150,7 @@ mod tests {
             assert!(of(verb.name, true).unwrap().contains(verb.usage));
             assert_eq!(of(verb.name, false).is_err(), verb.operator);
         }
-        assert!(all(true).contains("invite") && !all(false).contains("invite"));
+        assert!(all(true).contains("invite new") && !all(false).contains("invite new"));
     }
 
     #[test]

@@ -1,0 +1,276 @@
+//! systemd over the system bus: what runs, start, stop, and word of every change.
+//!
+//! Nothing here reloads systemd on the way of a deploy: that takes seconds on a busy host. A unit that is not loaded is read fresh
+//! from its file when it is started, so: stop, wait until it is *unloaded*, write, start. Waiting looks at the state again after
+//! each signal instead of collecting signals, so that none can be missed.
+//!
+//! A unit's properties are only asked for when it is known to be loaded: asking loads it.
+
+use std::{collections::BTreeMap, num::NonZeroUsize, time::Duration};
+
+use futures_util::StreamExt;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, message::Type};
+
+use super::{Guest, HostError};
+use crate::{plan::UnitState, spec::name::InstanceId};
+
+const SYSTEMD: &str = "org.freedesktop.systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const SERVICE: &str = "org.freedesktop.systemd1.Service";
+/// Object paths of units whose names begin with `seed-`.
+const OUR_UNITS: &str = "/org/freedesktop/systemd1/unit/seed_2d";
+/// How many signals may wait. One that finds no room is lost, and the ones before it say the same: look again.
+const QUEUE: NonZeroUsize = NonZeroUsize::new(256).expect("is not zero");
+/// After the guest had its time to power off, how long systemd may take to kill what is left and to forget the units.
+const FORGET_PATIENCE: Duration = Duration::from_secs(30);
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1"
+)]
+trait Manager {
+    fn subscribe(&self) -> zbus::Result<()>;
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
+    fn reload(&self) -> zbus::Result<()>;
+    fn list_units_by_patterns(&self, states: &[&str], patterns: &[&str]) -> zbus::Result<Vec<Listed>>;
+}
+
+/// Name, description, load state, active state, sub state, followed unit, object, job id (0 for none), job type, job object.
+type Listed = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
+/// A unit that systemd has loaded.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub active_state: String,
+    pub sub_state: String,
+    pub path: OwnedObjectPath,
+    /// Whether a job waits or runs for it.
+    pub job: bool,
+}
+
+impl Loaded {
+    /// Its state in the words of the plan.
+    pub fn state(&self) -> UnitState {
+        match self.active_state.as_str() {
+            "active" | "reloading" | "refreshing" => UnitState::Active,
+            "activating" => UnitState::Activating,
+            "deactivating" => UnitState::Deactivating,
+            "failed" => UnitState::Failed,
+            _ => UnitState::Inactive,
+        }
+    }
+}
+
+/// A connection to systemd.
+#[derive(Debug)]
+pub struct Systemd {
+    bus: Connection,
+    manager: ManagerProxy<'static>,
+    /// Counts the signals about units of Seed's.
+    changes: watch::Receiver<u64>,
+}
+
+fn failed(deed: &'static str, unit: &str) -> impl FnOnce(zbus::Error) -> HostError {
+    move |source| HostError::Systemd { deed, unit: unit.to_owned(), source }
+}
+
+impl Systemd {
+    /// Connects to the system bus and listens for changes of units of Seed's.
+    pub async fn connect() -> Result<Self, HostError> {
+        let listen = failed("be listened to for", "seed-*");
+        let bus = Connection::system().await.map_err(failed("be reached for", "seed-*"))?;
+        let connected = async {
+            let manager = ManagerProxy::builder(&bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+            let signal = || MatchRule::builder().msg_type(Type::Signal).sender(SYSTEMD);
+            let rules = [
+                signal().interface("org.freedesktop.DBus.Properties").path_namespace("/org/freedesktop/systemd1/unit").build()?,
+                signal().interface(MANAGER).member("UnitNew").build()?,
+                signal().interface(MANAGER).member("UnitRemoved").build()?,
+            ];
+            let mut streams = Vec::new();
+            for rule in rules {
+                streams.push(MessageStream::for_match_rule(rule, &bus, Some(QUEUE)).await?);
+            }
+            manager.subscribe().await?;
+            Ok::<_, zbus::Error>((manager, streams))
+        };
+        let (manager, streams) = connected.await.map_err(listen)?;
+        let (count, changes) = watch::channel(0);
+        tokio::spawn(async move {
+            let mut signals = futures_util::stream::select_all(streams);
+            // The stream ends with the connection, the receiver with the `Systemd`.
+            while let Some(signal) = signals.next().await {
+                if count.is_closed() {
+                    return;
+                }
+                if signal.is_ok_and(|signal| is_ours(&signal)) {
+                    count.send_modify(|count| *count += 1);
+                }
+            }
+            tracing::error!("the system bus hung up: changes of units go unnoticed until the agent is started again");
+        });
+        Ok(Self { bus, manager, changes })
+    }
+
+    /// Counts changes; wakes whoever waits for the next.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// The loaded units whose names match one of `patterns`, in one call.
+    pub async fn list(&self, patterns: &[&str]) -> Result<BTreeMap<String, Loaded>, HostError> {
+        let listed = self.manager.list_units_by_patterns(&[], patterns).await.map_err(failed("list", "seed-*"))?;
+        let units = listed.into_iter().map(|(name, _, _, active_state, sub_state, _, path, job, _, _)| {
+            (name, Loaded { active_state, sub_state, path, job: job != 0 })
+        });
+        Ok(units.collect())
+    }
+
+    /// Queues the start of a unit, and does not wait for it. `patterns` match the unit and all that it pulls in: whatever of that is
+    /// loaded from older files is read anew before.
+    pub async fn start(&self, name: &str, patterns: &[&str]) -> Result<(), HostError> {
+        if self.forget_failures(patterns).await? {
+            tracing::error!(unit = name, "a unit was still loaded when its files were written: systemd reloads, which takes time");
+            self.manager.reload().await.map_err(failed("reload", name))?;
+        }
+        self.manager.start_unit(name, "replace").await.map_err(failed("start", name))?;
+        if self.forget_failures(patterns).await? {
+            tracing::error!(
+                unit = name,
+                "a unit was started from files that were replaced: restart it to bring the new ones into use"
+            );
+            self.manager.reload().await.map_err(failed("reload", name))?;
+        }
+        Ok(())
+    }
+
+    /// Makes systemd forget that units have failed. Says whether one is loaded whose file has changed since.
+    async fn forget_failures(&self, patterns: &[&str]) -> Result<bool, HostError> {
+        let mut outdated = false;
+        for (name, unit) in self.list(patterns).await? {
+            if unit.state() == UnitState::Failed {
+                self.reset_failed(&name).await?;
+            } else {
+                let property = self.property(&unit.path, UNIT, "NeedDaemonReload").await;
+                outdated |= property.map_err(failed("tell about", &name))?.is_some_and(|value| value.try_into() == Ok(true));
+            }
+        }
+        Ok(outdated)
+    }
+
+    async fn reset_failed(&self, name: &str) -> Result<(), HostError> {
+        match self.manager.reset_failed_unit(name).await {
+            Err(error) if is_no_such_unit(&error) => Ok(()),
+            done => done.map_err(failed("reset", name)),
+        }
+    }
+
+    /// Stops units and waits until systemd has forgotten all of them, so that their files are read anew when they are started.
+    /// `patience` is the time that their own TimeoutStopSec may take.
+    pub async fn stop(&self, units: &[String], patience: Duration) -> Result<(), HostError> {
+        let names: Vec<&str> = units.iter().map(String::as_str).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + patience + FORGET_PATIENCE;
+        let mut changes = self.changes();
+        let mut asked = BTreeMap::new();
+        loop {
+            changes.borrow_and_update();
+            let loaded = self.list(&names).await?;
+            let Some((first, state)) = loaded.first_key_value() else { return Ok(()) };
+            if Instant::now() > deadline {
+                let result = format!("it is {} ({})", state.active_state, state.sub_state);
+                return Err(HostError::Job { deed: "stop", unit: first.clone(), result });
+            }
+            for (name, unit) in &loaded {
+                match unit.state() {
+                    UnitState::Failed => self.reset_failed(name).await?,
+                    UnitState::Active | UnitState::Activating => {
+                        // All are asked at once: systemd stops them in the reverse of the order in which it starts them.
+                        // Asked again only when systemd has dropped the job, as it does if someone starts the unit meanwhile.
+                        if !asked.contains_key(name) || !unit.job {
+                            match self.manager.stop_unit(name, "replace").await {
+                                Err(error) if !is_no_such_unit(&error) => return Err(failed("stop", name)(error)),
+                                _ => drop(asked.insert(name.clone(), ())),
+                            }
+                        }
+                    }
+                    UnitState::Inactive | UnitState::Deactivating => {}
+                }
+            }
+            // A unit is forgotten a moment after it has stopped; the timeout is for a signal that found no room.
+            drop(timeout(Duration::from_millis(250), changes.changed()).await);
+        }
+    }
+
+    /// What systemd says about a loaded vm unit.
+    pub async fn guest(&self, id: &InstanceId, unit: &Loaded) -> zbus::Result<Guest> {
+        let get = |interface, name| self.property(&unit.path, interface, name);
+        let (since, pending, status, result, restarts, memory, cpu) = tokio::try_join!(
+            get(UNIT, "StateChangeTimestamp"),
+            get(UNIT, "NeedDaemonReload"),
+            get(SERVICE, "StatusText"),
+            get(SERVICE, "Result"),
+            get(SERVICE, "NRestarts"),
+            get(SERVICE, "MemoryCurrent"),
+            get(SERVICE, "CPUUsageNSec"),
+        )?;
+        let number = |value: Option<OwnedVariant>| value.and_then(|value| u64::try_from(value).ok());
+        let text = |value: Option<OwnedVariant>| value.and_then(|value| String::try_from(value).ok()).unwrap_or_default();
+        // All ones is systemd's "not accounted".
+        let known = |value| number(value).filter(|value| *value != u64::MAX);
+        Ok(Guest {
+            id: Some(id.clone()),
+            active_state: unit.active_state.clone(),
+            sub_state: unit.sub_state.clone(),
+            status_text: text(status),
+            result: text(result),
+            since: number(since).unwrap_or(0) / 1_000_000,
+            restarts: restarts.and_then(|value| u32::try_from(value).ok()).unwrap_or(0),
+            memory: known(memory),
+            cpu_nsec: known(cpu),
+            restart_pending: pending.is_some_and(|value| value.try_into() == Ok(true)),
+        })
+    }
+
+    /// When the main process of a unit was started last, in seconds since 1970; `None` if that is not known.
+    pub async fn started_at(&self, name: &str) -> Option<u64> {
+        let loaded = self.list(&[name]).await.ok()?;
+        let value = self.property(&loaded.get(name)?.path, SERVICE, "ExecMainStartTimestamp").await.ok()??;
+        u64::try_from(value).ok().filter(|micros| *micros != 0).map(|micros| micros / 1_000_000)
+    }
+
+    /// One property; `None` if the unit is gone.
+    async fn property(&self, path: &OwnedObjectPath, interface: &str, name: &str) -> zbus::Result<Option<OwnedVariant>> {
+        let properties = Some("org.freedesktop.DBus.Properties");
+        match self.bus.call_method(Some(SYSTEMD), path, properties, "Get", &(interface, name)).await {
+            Ok(reply) => reply.body().deserialize().map(Some),
+            Err(error) if is_no_such_unit(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn is_no_such_unit(error: &zbus::Error) -> bool {
+    const GONE: [&str; 3] =
+        ["org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.systemd1.LoadFailed"];
+    matches!(error, zbus::Error::MethodError(name, _, _) if GONE.contains(&name.as_str()))
+}
+
+/// Whether a signal is about a unit of Seed's.
+fn is_ours(signal: &Message) -> bool {
+    let header = signal.header();
+    if header.interface().is_some_and(|interface| interface.as_str() == MANAGER) {
+        return signal.body().deserialize::<(String, OwnedObjectPath)>().is_ok_and(|(name, _)| name.starts_with("seed-"));
+    }
+    header.path().is_some_and(|path| path.as_str().starts_with(OUR_UNITS))
+}
