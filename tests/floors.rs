@@ -215,6 +215,9 @@ fn no_file_is_forgotten() {
             let line = line.trim();
             line == format!("mod {name};") || (line.starts_with("pub") && line.ends_with(&format!(" mod {name};")))
         });
+        let placed = format!("#[path = \"{stem}.rs\"]");
+        let beside = fs::read_dir(top().join(folder)).expect("a folder").map(|entry| entry.expect("readable").path());
+        let declared = declared || beside.filter_map(|file| fs::read_to_string(file).ok()).any(|text| text.contains(&placed));
         if !declared {
             forgotten.push(format!("{}: no `mod {name};` above it", path.display()));
         }

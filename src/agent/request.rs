@@ -411,7 +411,7 @@ mod tests {
         let key = access::fingerprint(b"x");
         let repository = Repository { name: "a".parse().unwrap(), owner: key.clone(), keys: vec![key.clone()], created: 0 };
         let (keys, notes) = new_keys(&repository, Some("nonsense here\n"));
-        assert_eq!(keys, [key.clone()]);
+        assert_eq!(keys, std::slice::from_ref(&key));
         assert!(notes[0].contains("line 1") && notes[1].contains("stays as it was"), "{notes:?}");
         assert_eq!(new_keys(&repository, None), (vec![key], vec![]));
     }

@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    fs::OpenOptions,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -73,22 +72,13 @@ pub fn find(paths: &Paths, path: &str) -> Found {
     Found { tools, nix: one("nix", &paths.nix, "nix"), git: one("git", &paths.git, "git"), missing }
 }
 
-/// Whether /dev/kvm can be opened; if not, why.
-pub fn kvm() -> Result<(), String> {
-    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err("/dev/kvm is not there".to_owned()),
-        Err(error) => Err(format!("/dev/kvm cannot be opened: {error}")),
-    }
-}
-
 impl Found {
     fn has(&self, key: &str) -> bool {
         !self.missing.iter().any(|missing| missing.key == key)
     }
 }
 
-/// Chooses what runs the virtual machines, and says why in a line: `qemu, emulating: /dev/kvm is not there`. `Err` says what to do.
+/// Chooses what runs the virtual machines, given whether KVM works (`Err` says why not), and says why in a line: `qemu, emulating: /dev/kvm is not there`. `Err` says what to do.
 pub fn choose(wanted: &Hypervisor, found: &Found, kvm: Result<(), String>) -> Result<(Vmm, String), String> {
     let kvm = match (wanted.acceleration, kvm) {
         (Acceleration::Tcg, _) => Err("the configuration asks for emulation".to_owned()),

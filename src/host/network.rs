@@ -226,7 +226,7 @@ impl Taps {
             return Ok(BTreeMap::new());
         }
         for (index, name) in present {
-            if !self.seen.get(&index).is_some_and(|(_, tap)| tap.name == name) {
+            if self.seen.get(&index).is_none_or(|(_, tap)| tap.name != name) {
                 match read_alias(&name)? {
                     Some(found) => drop(self.seen.insert(index, found)),
                     None => drop(self.seen.remove(&index)),
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn the_question_about_the_table_is_well_formed() {
         let message = get_table_message("seed");
-        assert_eq!(message.len(), 32 + 0);
+        assert_eq!(message.len(), 32);
         assert_eq!(u32::from_ne_bytes(message[..4].try_into().unwrap()) as usize, message.len());
         assert_eq!(&message[16..], [&[1, 0, 0, 0][..], &9u16.to_ne_bytes(), &1u16.to_ne_bytes(), b"seed\0\0\0\0"].concat());
     }

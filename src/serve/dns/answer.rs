@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(answered.edns.as_ref().unwrap().rcode_high(), ResponseCode::BADVERS.high());
         assert_eq!(answered.edns.unwrap().max_payload(), UDP_MAX);
         let mut chaos = Message::query();
-        chaos.queries.push(query.clone());
+        chaos.queries.push(query);
         chaos.queries[0].set_query_class(DNSClass::CH);
         assert_eq!(code(&chaos).unwrap().metadata.response_code, ResponseCode::Refused);
         assert!(matches!(answer(&View::default(), stranger, &new.to_vec().unwrap(), Transport::Udp), Answer::Message(_)));
