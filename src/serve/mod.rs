@@ -16,6 +16,7 @@ pub mod receive;
 pub mod shell;
 mod sockets;
 pub mod ssh;
+mod unheard;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -37,6 +38,8 @@ pub struct Settings {
     pub repositories: PathBuf,
     /// The private key of the SSH door. Made at the first start.
     pub host_key: PathBuf,
+    /// The port by which people reach the SSH door; `None`: the one that they came to.
+    pub ssh_port: Option<u16>,
     /// The git binary.
     pub git: PathBuf,
     /// The most that one push may send.
@@ -56,6 +59,7 @@ impl Settings {
             domain,
             repositories,
             host_key,
+            ssh_port: None,
             git: "/usr/bin/git".into(),
             max_pack: Bytes(2 << 30),
             upstream: Vec::new(),
@@ -122,6 +126,7 @@ pub async fn run_until(
     let repositories = settings.repositories.clone();
     std::fs::create_dir_all(&repositories).map_err(|source| ServeError::Repositories { path: repositories.clone(), source })?;
     git::sweep(&repositories);
+    let unheard = unheard::find(&repositories);
     let key = host_key::load_or_make(&settings.host_key)?;
     let stopping = CancellationToken::new();
     let doors = Arc::new(Doors {
@@ -138,6 +143,7 @@ pub async fn run_until(
     let (zone, watched) = watch::channel(Arc::default());
     let mut zone_kept = tokio::spawn(dns::keep_zone(agent, zone));
     let listeners = TaskTracker::new();
+    listeners.spawn(stoppable(stopping.clone(), unheard::tell(Arc::clone(&doors), unheard)));
     let crowd = Arc::new(crowd::Crowd::default());
     let config = Arc::new(ssh::config(key));
     for listener in sockets.ssh {

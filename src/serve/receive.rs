@@ -33,6 +33,7 @@ use super::{
     git::{self, Outlet},
     pktline::{self, Packet, Request, Update},
     progress,
+    unheard::Mark,
 };
 use crate::{
     bus::Pushed,
@@ -45,7 +46,7 @@ const DECIDE: Duration = Duration::from_secs(300);
 const IDLE: Duration = Duration::from_secs(600);
 /// How many bytes of a pack that nobody wants are taken, so that the client lives to read why.
 const UNWANTED: u64 = 64 << 20;
-/// How long a push waits for an agent that restarts.
+/// How long a pusher waits for an agent that restarts.
 const AGENT_AWAY: Duration = Duration::from_secs(120);
 
 /// One push, as it is served.
@@ -132,8 +133,24 @@ impl Push {
             }
         };
 
+        // A stop waits for pushes from here on; a kill leaves the mark.
+        let token = self.doors.pushes.token();
+        let mark = match (mode, request.updates.is_empty()) {
+            (Mode::Plan, _) | (_, true) => None,
+            _ => match Mark::set(&path, &self.who) {
+                Ok(mark) => Some(Arc::new(mark)),
+                Err(error) => {
+                    tracing::error!(name = %self.name, %error, "could not mark a push");
+                    out.send(&pktline::error("this host cannot write to its disk: tell its operator")).await;
+                    return 1;
+                }
+            },
+        };
         let turn = self.doors.turns.take(&self.name).await;
         if stdin.write_all(&request.raw).await.is_err() {
+            if let Some(mark) = &mark {
+                mark.expect(0);
+            }
             out.send(&pktline::error("git ended before the push began: try again")).await;
             return git::finish(child, complaints, &self.name).await.max(1);
         }
@@ -149,11 +166,12 @@ impl Push {
         }
         drop(turn);
         // From here on the push is a fact: the agent hears of it even if the client is gone.
-        let told: Vec<_> = accepted
-            .iter()
-            .filter(|update| update.reference.starts_with("refs/heads/"))
-            .map(|update| (update.clone(), self.tell_agent(update, mode)))
-            .collect();
+        let branches: Vec<&Update> = accepted.iter().filter(|update| update.reference.starts_with("refs/heads/")).collect();
+        if let Some(mark) = &mark {
+            mark.expect(branches.len());
+        }
+        let told: Vec<_> = branches.iter().map(|update| ((*update).clone(), self.tell_agent(update, mode, mark.clone()))).collect();
+        drop(token);
         if room > 0 && accepted.is_empty() && sent.load(Ordering::Relaxed) > self.doors.settings.max_pack.0 {
             let limit = self.doors.settings.max_pack;
             for line in [
@@ -278,27 +296,28 @@ impl Push {
         git::sync(directories).await;
     }
 
-    /// Tells the agent, and goes on trying while it restarts. Not bound to the client's stay.
-    fn tell_agent(&self, update: &Update, mode: Mode) -> tokio::task::JoinHandle<Asked<Pushed>> {
+    /// Tells the agent, and goes on trying while it is away. Not bound to the client's stay.
+    fn tell_agent(&self, update: &Update, mode: Mode, mark: Option<Arc<Mark>>) -> tokio::task::JoinHandle<Asked<Pushed>> {
         let (doors, who, name, update) = (Arc::clone(&self.doors), self.who.clone(), self.name.clone(), update.clone());
         let mode = if mode == Mode::Plan { "plan" } else { "deploy" };
         let tracked = self.doors.pushes.clone();
         tracked.spawn(async move {
-            let deadline = Instant::now() + AGENT_AWAY;
             loop {
                 let (reference, old, new) = (&update.reference, update.old.as_str(), update.new.as_str());
                 let asked = doors.agent.push(who.as_str(), name.as_str(), reference, old, new, mode);
-                match ask::document(asked).await {
-                    Err(refusal) if ask::away(&refusal) && Instant::now() < deadline => {
+                let answer = ask::document(asked).await;
+                match &answer {
+                    Err(refusal) if ask::away(refusal) => {
                         tokio::time::sleep(Duration::from_millis(500)).await;
+                        continue;
                     }
-                    answer => {
-                        if let Err(refusal) = &answer {
-                            tracing::error!(%name, reference, %refusal, "the agent did not take a push");
-                        }
-                        return answer;
-                    }
+                    Err(refusal) => tracing::error!(%name, reference, %refusal, "the agent did not take a push"),
+                    Ok(_) => {}
                 }
+                if let Some(mark) = &mark {
+                    mark.answered();
+                }
+                return answer;
             }
         })
     }

@@ -93,7 +93,7 @@ async fn connection(doors: Arc<Doors>, config: Arc<server::Config>, crowd: Arc<C
     let close = CancellationToken::new();
     let proved = CancellationToken::new();
     let channels = Arc::new(AtomicU32::new(0));
-    let port = stream.local_addr().map_or(22, |address| address.port());
+    let port = doors.settings.ssh_port.unwrap_or_else(|| stream.local_addr().map_or(22, |address| address.port()));
     let domain = &doors.settings.domain;
     let connection = Connection {
         ssh: if port == 22 { format!("ssh {domain}") } else { format!("ssh -p {port} {domain}") },

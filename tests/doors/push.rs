@@ -244,8 +244,42 @@ async fn the_doors_close_only_when_the_agent_has_heard_of_a_push() {
     let moved = world.repository("my-app").join("refs/heads/main");
     until("the ref to move", || moved.exists()).await;
     until("the first try", || world.agent.told().push_away < 4).await;
-    world.stop.take().unwrap().send(()).unwrap();
-    world.doors.take().unwrap().await.unwrap().unwrap();
+    world.close_doors().await;
     assert_eq!(world.agent.told().pushes.len(), 1);
     push.wait().await.unwrap();
+}
+
+/// How many pushes into my-app the agent has not answered.
+fn marks(world: &World) -> usize {
+    let entries = std::fs::read_dir(world.repository("my-app")).unwrap().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("seed-push-")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_hears_of_a_push_even_if_the_doors_fell_before_it_could_be_told() {
+    let mut world = World::with(|settings| settings.stop_timeout = Duration::from_millis(300)).await;
+    world.project("p").await;
+    world.git("ann", "p", &["push", "silo", "main"]).await.ok();
+    world.commit("p", "second", b"2").await;
+    world.agent.told().push_away = 1_000_000;
+    let mut push =
+        world.git_command("ann", "p", &["push", "silo", "main"]).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    until("the first try", || world.agent.told().push_away < 1_000_000).await;
+    world.close_doors().await;
+    push.wait().await.unwrap();
+    assert_eq!(marks(&world), 1);
+    // The old doors live on in this process, as no real ones do, and go on trying; what the new ones tell has no old commit.
+    world.agent.told().push_away = 0;
+    world.open_doors().await;
+    let head = world.at("my-app", "refs/heads/main").await.unwrap();
+    let expected = format!("my-app refs/heads/main {ZERO} {head} deploy");
+    until("the agent to be told", || world.agent.told().pushes.contains(&expected)).await;
+    until("the mark to go", || marks(&world) == 0).await;
+    world.commit("p", "x", b"x").await;
+    let url = world.url("my-app");
+    world.git("ann", "p", &["push", "-o", "async", &url, "main"]).await.ok();
+    until("the mark to go", || marks(&world) == 0).await;
+    world.commit("p", "y", b"y").await;
+    assert_ne!(world.git("ann", "p", &["push", &url, "main:refs/tags/-x"]).await.code, 0);
+    assert_eq!(marks(&world), 0);
 }

@@ -182,6 +182,8 @@ pub struct World {
     pub directory: tempfile::TempDir,
     pub agent: Agent,
     pub agent_bus: zbus::Connection,
+    address: String,
+    settings: Settings,
     pub port: u16,
     pub dns: SocketAddr,
     pub doors: Option<JoinHandle<Result<(), ServeError>>>,
@@ -251,33 +253,46 @@ impl World {
         agent.told().zone =
             Zone { serial: 1, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
         let agent_bus = serve_agent(&address, agent.clone()).await;
-        let bus_of_doors = connect(&address).await;
 
-        let ssh = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = ssh.local_addr().unwrap().port();
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let dns = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(dns).await.unwrap();
-        let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp] };
         let mut settings = Settings::new("seed.example".parse().unwrap(), at.join("repos"), at.join("ssh/host_key"));
         settings.git = which("git");
         change(&mut settings);
-        let proxy = SeedProxy::new(&bus_of_doors).await.unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let doors = tokio::spawn(seed::serve::run_until(settings, proxy, sockets, async {
-            drop(stopped.await);
-        }));
         std::fs::write(
             at.join("gitconfig"),
             "[user]\nname=t\nemail=t@t\n[init]\ndefaultBranch=main\n[advice]\npushUpdateRejected=false\n",
         )
         .unwrap();
-        let world = Self { directory, agent, agent_bus, port, dns, doors: Some(doors), stop: Some(stop), _bus: bus };
+        let dns = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut world = Self { directory, agent, agent_bus, address, settings, port: 0, dns, doors: None, stop: None, _bus: bus };
+        world.open_doors().await;
         for person in ["ann", "bob"] {
             let key = world.path(person);
             run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(key)).await.ok();
         }
         world
+    }
+
+    /// Starts the doors; again, if they were closed.
+    pub async fn open_doors(&mut self) {
+        let bus = connect(&self.address).await;
+        let ssh = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.port = ssh.local_addr().unwrap().port();
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        self.dns = udp.local_addr().unwrap();
+        let tcp = TcpListener::bind(self.dns).await.unwrap();
+        let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp] };
+        let proxy = SeedProxy::new(&bus).await.unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let settings = self.settings.clone();
+        self.doors = Some(tokio::spawn(seed::serve::run_until(settings, proxy, sockets, async {
+            drop(stopped.await);
+        })));
+        self.stop = Some(stop);
+    }
+    /// Closes the doors.
+    pub async fn close_doors(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.doors.take().unwrap().await.unwrap().unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -37,9 +37,6 @@ impl<W: AsyncWrite + Unpin> Telling<'_, W> {
                 Some(Err(refusal)) => {
                     self.say(&format!("error: {}", ask::words(&refusal))).await;
                     self.say("The push was accepted, but it is not deployed.").await;
-                    if ask::away(&refusal) {
-                        self.say("Push again when the agent is back: git commit --amend --no-edit && git push --force").await;
-                    }
                     continue;
                 }
                 None => return,
@@ -85,9 +82,11 @@ impl<W: AsyncWrite + Unpin> Telling<'_, W> {
         }
     }
 
-    /// Waits with signs of life. `None` if the client left.
+    /// Waits with signs of life. `None` if the client left, or has waited long enough.
     async fn wait<T>(&mut self, mut task: JoinHandle<Asked<T>>) -> Option<Asked<T>> {
         let gone = self.out.gone().clone();
+        let stopping = self.push.doors.stopping.clone();
+        let deadline = Instant::now() + AGENT_AWAY;
         let mut waited = false;
         loop {
             tokio::select! {
@@ -95,14 +94,22 @@ impl<W: AsyncWrite + Unpin> Telling<'_, W> {
                     return Some(done.unwrap_or_else(|_| Err(Refusal::Failed("this host stumbled over this push: tell its operator".into()))));
                 }
                 () = gone.cancelled() => return None,
+                () = stopping.cancelled() => break,
                 () = tokio::time::sleep(SIGN_OF_LIFE) => {
                     self.out.send(pktline::KEEP_ALIVE).await;
                     if !std::mem::replace(&mut waited, true) {
                         self.say("waiting for the agent, which is restarting …").await;
                     }
+                    if Instant::now() > deadline {
+                        break;
+                    }
                 }
             }
         }
+        let (ssh, name) = (&self.push.ssh, &self.push.name);
+        let line = format!("The push was accepted; it is deployed as soon as the agent is back: `{ssh} status {name}` shows it.");
+        self.say(&line).await;
+        None
     }
 
     async fn follow(&mut self, job: &str) {
