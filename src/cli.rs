@@ -210,7 +210,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut settings = serve::Settings::new(config.domain.clone(), config.repositories(), host_key);
     settings.git = found.git;
     settings.max_pack = config.ssh.max_pack;
-    settings.upstream = config.network.upstream_dns.clone();
+    settings.upstream = config.upstream_dns();
+    settings.ssh_port = Some(config.ssh.port);
     let bus = zbus::Connection::system().await.context("could not reach the system bus")?;
     let agent = SeedProxy::builder(&bus).build().await.context("could not reach the system bus")?;
     Ok(serve::run(settings, agent, sockets).await?)

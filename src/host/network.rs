@@ -20,6 +20,7 @@ use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use super::HostError;
 use crate::{
     plan::observed::Tap,
+    render::credentials::LINK_GATEWAY6,
     spec::{
         address::{Address, Addressing},
         name::InstanceId,
@@ -88,6 +89,8 @@ pub async fn create_tap(id: &InstanceId, address: &Address, addressing: &Address
     }
     let mut lines = format!("link set dev {tap} up\n");
     lines.push_str(&gateway_addresses(tap, addressing));
+    // The guest's IPv6 gateway: Linux answers neighbour solicitations only for addresses of the interface that they came in on.
+    lines.push_str(&format!("addr replace {LINK_GATEWAY6}/64 dev {tap} nodad\n"));
     lines.push_str(&format!("route replace {v4}/32 dev {tap} src {}\n", addressing.gateway4()));
     lines.push_str(&format!("route replace {v6}/128 dev {tap} src {}\n", addressing.gateway6()));
     lines.push_str(&format!("link set dev {tap} alias {}\n", alias(id, &Tap::of(address))));
