@@ -29,8 +29,6 @@ use crate::spec::{
 const MAX_OUTPUT: u64 = 8 << 20;
 /// How many of the last lines of a log are looked at when it failed.
 const KEPT_LINES: usize = 400;
-/// Where the source is, seen from inside the unit.
-const SOURCE: &str = "/run/seed/source.tar";
 
 /// Turns `seeds` into `{ name = { meta, drv, out } }`, or says precisely what is wrong with its shape.
 const APPLY: &str = r#"seeds:
@@ -99,6 +97,8 @@ impl NixBuilder {
         let settings = &self.settings;
         let mut command = Command::new(&settings.systemd_run);
         command.args(["--wait", "--pipe", "--collect", "--service-type=exec"]);
+        // What follows is an argument list, not a template.
+        command.arg("--expand-environment=no");
         command.arg(format!("--unit=seed-build@{}-{step}.service", job.name));
         command.arg(format!("--description=Seed: {step} for {}", job.namespace));
         let cache = format!("seed-build/{}", job.namespace);
@@ -193,10 +193,12 @@ impl Builder for NixBuilder {
     async fn eval(&self, job: &Job, log: mpsc::Sender<String>) -> Result<BTreeMap<String, Evaluated>, BuildError> {
         let timeout = self.settings.eval_timeout_secs;
         let mut command = self.unit(job, "eval", timeout);
-        command.arg("--property").arg(format!("BindReadOnlyPaths={}:{SOURCE}", job.source.display()));
+        // Nix remembers archives by their name for an hour: no two jobs may share one.
+        let source = format!("/run/seed/{}.tar", job.name);
+        command.arg("--property").arg(format!("BindReadOnlyPaths={}:{source}", job.source.display()));
         self.nix(&mut command);
         command.args(["eval", "--json", "--no-write-lock-file", "--apply", APPLY]);
-        command.arg(format!("tarball+file://{SOURCE}#seeds"));
+        command.arg(format!("tarball+file://{source}#seeds"));
         let ended = run(command, log).await?;
         if !ended.success {
             return Err(complaint::evaluation(&ended.lines, &ended.result, timeout, self.settings.eval_memory));

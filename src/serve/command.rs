@@ -21,6 +21,18 @@ pub enum Command {
     Verb(Vec<String>),
 }
 
+impl Command {
+    /// What was asked, without what may be secret in it.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::ReceivePack(name) => format!("push {name}"),
+            Self::UploadPack(name) => format!("fetch {name}"),
+            Self::UploadArchive(name) => format!("archive {name}"),
+            Self::Verb(words) => words.first().map(|verb| verb.chars().take(20).collect()).unwrap_or_default(),
+        }
+    }
+}
+
 /// Why a line cannot be run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
