@@ -3,23 +3,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Agent, Event, Queued, Shared, chain, job::Job, logs, now};
+use super::{Event, Shared, chain, guest::wait_for_guest, job::Job, logs, now};
 use crate::{
     build::{self, BuildError, Builder, Evaluated, source},
     bus::{Level, Outcome, Stage},
-    host::{Guest, Host},
+    host::Host,
     spec::{
         desired::{self, Change as InstanceChange, Deployment},
         instance::Instance,
         manifest::{self, Manifest, Problem},
         name::{Generation, InstanceId, InstanceName, Namespace},
     },
-    state::{Ask, Change, State},
+    state::Ask,
 };
 
 /// The most instances that one flake may have.
@@ -31,94 +30,21 @@ pub struct Settled {
     pub done: oneshot::Receiver<Result<(), String>>,
 }
 
-/// What to do with a commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    Deploy,
-    /// Evaluate and say what would change.
-    Plan,
-}
-
 /// How a deploy failed; what to say about it has been said.
 struct Failed(Stage);
 
-impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
-    /// Puts a deploy in the queue of its namespace. The newest wins: one that waits there is superseded.
-    pub(super) fn enqueue(&mut self, namespace: Namespace, ask: Ask) -> Job {
-        let job = self.jobs.create(namespace.clone());
-        if self.deploying.contains_key(&namespace) {
-            job.say(Stage::Queue, Level::Info, "waiting for the deploy that is under way");
-        } else if self.deploying.len() >= self.shared.settings.parallel {
-            job.say(Stage::Queue, Level::Info, "waiting for a free builder");
-        }
-        let queued = Queued { ask, job: job.clone() };
-        if let Some(older) = self.queued.insert(namespace, queued) {
-            older.job.end(Stage::Queue, Outcome::Superseded, "a newer push took its place");
-        }
-        job
-    }
-
-    /// Starts queued deploys: one at a time for each namespace, so many at once in all.
-    pub(super) fn start_queued(&mut self) {
-        while self.deploying.len() < self.shared.settings.parallel {
-            let next = self.queued.keys().find(|namespace| !self.deploying.contains_key(*namespace)).cloned();
-            let Some(namespace) = next else { return };
-            let Some(Queued { ask, job }) = self.queued.remove(&namespace) else { return };
-            self.deploying.insert(namespace.clone(), job.clone());
-            let deploy = self.deploy(namespace, ask, job);
-            tokio::spawn(deploy.run());
-        }
-    }
-
-    /// Evaluates a commit and says what deploying it would change. Not queued: it touches nothing.
-    pub(super) fn start_plan(&mut self, namespace: Namespace, ask: Ask) -> Job {
-        let job = self.jobs.create(namespace.clone());
-        let deploy = self.deploy(namespace, ask, job.clone());
-        tokio::spawn(deploy.plan_only());
-        job
-    }
-
-    fn deploy(&self, namespace: Namespace, ask: Ask, job: Job) -> Deploy<H, B> {
-        let before = self.memory.wants.get(&namespace).cloned();
-        let past = self.memory.past.iter().filter(|((other, _), _)| *other == namespace);
-        let kept: Vec<Deployment> = past.map(|(_, deployment)| deployment.clone()).collect();
-        // The latest is last: the key ends with the time.
-        let good = before.iter().chain(kept.iter().rev()).find(|deployment| deployment.proven).cloned();
-        Deploy { shared: self.shared.clone(), namespace, ask, job, before, good, kept }
-    }
-
-    /// Remembers that what is wanted now may be gone back to.
-    pub(super) async fn proven(&mut self, namespace: &Namespace) {
-        let Some(want) = self.memory.wants.get(namespace).filter(|want| !want.proven) else { return };
-        let want = Deployment { proven: true, ..want.clone() };
-        if self.commit(vec![Change::Want(namespace.clone(), Some(want))]).await.is_err() {
-            tracing::warn!(%namespace, "this deployment will not be gone back to");
-        }
-    }
-
-    /// Forgets the ask if it is still the one that was worked on.
-    pub(super) async fn deploy_ended(&mut self, namespace: Namespace, ask: Option<Ask>) {
-        self.deploying.remove(&namespace);
-        if ask.is_some() && self.memory.asks.get(&namespace) == ask.as_ref() {
-            let forget = vec![Change::Ask(namespace.clone(), None)];
-            if self.commit(forget).await.is_err() {
-                tracing::warn!(%namespace, "a deploy that has ended will be made again at the next start");
-            }
-        }
-    }
-}
-
-struct Deploy<H, B> {
-    shared: Arc<Shared<H, B>>,
-    namespace: Namespace,
-    ask: Ask,
-    job: Job,
+/// One deploy, with all it needs: it runs beside the loop.
+pub(super) struct Deploy<H, B> {
+    pub(super) shared: Arc<Shared<H, B>>,
+    pub(super) namespace: Namespace,
+    pub(super) ask: Ask,
+    pub(super) job: Job,
     /// What is wanted now.
-    before: Option<Deployment>,
+    pub(super) before: Option<Deployment>,
     /// The latest deployment that got ready: what is gone back to.
-    good: Option<Deployment>,
+    pub(super) good: Option<Deployment>,
     /// Replaced deployments whose systems are kept.
-    kept: Vec<Deployment>,
+    pub(super) kept: Vec<Deployment>,
 }
 
 impl<H: Host, B: Builder> Deploy<H, B> {
@@ -130,7 +56,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         self.job.say(stage, Level::Error, text);
     }
 
-    async fn run(self) {
+    /// To the end, whatever it is.
+    pub(super) async fn run(self) {
         let span = tracing::info_span!("deploy", namespace = %self.namespace, commit = %self.ask.commit, job = %self.job.name);
         tracing::info!(parent: &span, "began");
         let (outcome, stage, text) = match self.deploy().await {
@@ -143,7 +70,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         self.job.end(stage, outcome, text);
     }
 
-    async fn plan_only(self) {
+    /// Evaluates, and says what would change.
+    pub(super) async fn plan_only(self) {
         let (outcome, stage, text) = match self.evaluate().await {
             Err(Failed(stage)) => (Outcome::Failed, stage, "nothing was changed".to_owned()),
             Ok((_, manifests, evaluated)) => {
@@ -448,63 +376,4 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         let names: Vec<String> = deployment.instances.keys().map(|name| format!("{name}.{suffix}")).collect();
         format!("generation {} runs: {}", deployment.generation, names.join(", "))
     }
-}
-
-/// Waits until a guest that was just started is ready. Says each step through `say`; fails with the reason.
-pub(super) async fn wait_for_guest<H: Host, B: Builder>(
-    shared: &Shared<H, B>,
-    id: &InstanceId,
-    mut say: impl FnMut(&str),
-) -> Result<Guest, String> {
-    let mut changed = shared.changed.subscribe();
-    let mut said = String::new();
-    let limit = Duration::from_secs(u64::from(shared.settings.layout.boot_timeout_secs) + 30);
-    let deadline = tokio::time::Instant::now() + limit;
-    let mut idle_since = None;
-    loop {
-        changed.mark_unchanged();
-        let guests = shared.host.inspect(std::slice::from_ref(id)).await.map_err(|error| chain(&error))?;
-        let guest = guests.into_iter().next().unwrap_or_default();
-        if guest.status_text != said && guest.active_state == "activating" {
-            said.clone_from(&guest.status_text);
-            say(&said);
-        }
-        match guest.active_state.as_str() {
-            "active" => return Ok(guest),
-            "failed" => return Err(failure(&guest)),
-            // The first boot of this version ended before it was ready: systemd would try again, but the answer is known.
-            "activating" if guest.sub_state.starts_with("auto-restart") || guest.restarts > 0 => return Err(failure(&guest)),
-            "inactive" if guest.result != "success" && !guest.result.is_empty() => return Err(failure(&guest)),
-            _ => {}
-        }
-        // While its helpers start, the unit is still inactive; for longer only if one of them does not, or somebody stopped it.
-        let now = tokio::time::Instant::now();
-        let idle = *idle_since.get_or_insert(now);
-        match guest.active_state.as_str() {
-            "inactive" | "deactivating" if now - idle > Duration::from_secs(20) => return Err(failure(&guest)),
-            "inactive" | "deactivating" => {}
-            _ => idle_since = None,
-        }
-        if now >= deadline {
-            return Err(format!("not ready after {} s", limit.as_secs()));
-        }
-        tokio::select! {
-            // Cancel-safe: the turn is compared, not consumed.
-            _ = changed.changed() => {}
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
-        }
-    }
-}
-
-fn failure(guest: &Guest) -> String {
-    let what = match guest.result.as_str() {
-        "timeout" => "the guest did not get ready in time",
-        "protocol" => "the guest stopped before it was ready (it panicked, or powered off)",
-        "oom-kill" => "it ran out of memory: take a larger seed.size",
-        "exit-code" | "signal" | "core-dump" => "the virtual machine ended before the guest was ready",
-        "start-limit-hit" => "it failed too often in a short time",
-        "dependency" => "a helper of the virtual machine did not start",
-        _ => "the guest did not get ready",
-    };
-    if guest.status_text.is_empty() { what.to_owned() } else { format!("{what}; it had come as far as: {}", guest.status_text) }
 }

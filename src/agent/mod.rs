@@ -7,8 +7,10 @@
 
 pub mod bus;
 pub mod deploy;
+mod guest;
 pub mod job;
 pub mod logs;
+mod queue;
 pub mod reconcile;
 pub mod request;
 pub mod resolve;

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use super::{Agent, chain, deploy, job::Job, logs, now, resolve, status};
+use super::{Agent, chain, guest::wait_for_guest, job::Job, logs, now, queue::Mode, resolve, status};
 use crate::{
     build::{Builder, source},
     bus::{Level, Opened, Outcome, Planted, Pushed, Refusal, Stage},
@@ -178,8 +178,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let reference: RefName = reference.parse().map_err(invalid)?;
         let commit: Commit = new.parse().map_err(invalid)?;
         let mode = match mode {
-            "deploy" => deploy::Mode::Deploy,
-            "plan" => deploy::Mode::Plan,
+            "deploy" => Mode::Deploy,
+            "plan" => Mode::Plan,
             other => return Err(Refusal::Invalid(format!("mode {other:?} is neither deploy nor plan"))),
         };
         let repository = self.writable(&who, &name)?.clone();
@@ -197,7 +197,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let namespace = FlakeUri::Silo(name.clone()).namespace();
         let planted = self.memory.plants.contains_key(&namespace);
         let ask = Ask { repo: name.clone(), reference, commit: commit.clone(), by, at: now() };
-        if mode == deploy::Mode::Plan {
+        if mode == Mode::Plan {
             let job = self.start_plan(namespace, ask);
             return Ok(json(&Pushed { job: job.name, notes }));
         }
@@ -360,8 +360,7 @@ async fn restart<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>
         job.end(Stage::Boot, Outcome::Failed, format!("{}: {}", id.name, chain(&error)));
         return;
     }
-    let ready =
-        deploy::wait_for_guest(&shared, &id, |text| job.say(Stage::Boot, Level::Info, format!("{}: {text}", id.name))).await;
+    let ready = wait_for_guest(&shared, &id, |text| job.say(Stage::Boot, Level::Info, format!("{}: {text}", id.name))).await;
     match ready {
         Ok(_) => job.end(Stage::Run, Outcome::Done, format!("{} is running", id.name)),
         Err(text) => {
