@@ -29,6 +29,8 @@ pub trait Seed {
     fn push(&self, who: &str, repository: &str, reference: &str, old: &str, new: &str, mode: &str) -> zbus::Result<String>;
     /// Registers a flake (`silo:NAME`) with an invite code, and deploys its default branch. Returns a [`Planted`].
     fn plant(&self, who: &str, uri: &str, code: &str) -> zbus::Result<String>;
+    /// Deploys what the default branch of a repository is at, again: after a plan, or when the host was at fault. Returns the job.
+    fn deploy(&self, who: &str, repository: &str) -> zbus::Result<String>;
     /// A pipe with the progress of a job from its beginning, a JSON [`Progress`] a line; it ends with one that has an `outcome`.
     fn follow(&self, who: &str, job: &str) -> zbus::Result<zbus::OwnedFd>;
     /// A pipe with the last `lines` of an instance's journal and console in order, a JSON [`LogLine`] a line; with `follow` it goes on

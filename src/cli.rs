@@ -62,6 +62,9 @@ enum Verb {
     /// Power an instance off and start it again
     #[command(disable_help_flag = true)]
     Restart(Words),
+    /// Deploy what the default branch of a repository is at, again
+    #[command(disable_help_flag = true)]
+    Deploy(Words),
     /// Make, list and revoke invite codes: invite new, invite list, invite revoke ID
     #[command(disable_help_flag = true)]
     Invite(Words),
@@ -115,6 +118,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Plan(words) => ask("plan", words),
         Verb::Logs(words) => ask("logs", words),
         Verb::Restart(words) => ask("restart", words),
+        Verb::Deploy(words) => ask("deploy", words),
         Verb::Invite(words) => ask("invite", words),
         Verb::CheckConfig { file } => {
             Config::load(&file)?;

@@ -147,6 +147,17 @@ impl Face {
         self.text(Request::Plant { who, uri, code }).await
     }
 
+    async fn deploy(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+        who: String,
+        repository: String,
+    ) -> Result<String, Refusal> {
+        self.check(&header, connection, &who).await?;
+        self.text(Request::Deploy { who, repository }).await
+    }
+
     async fn follow(
         &self,
         #[zbus(header)] header: Header<'_>,

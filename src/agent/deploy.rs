@@ -76,7 +76,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             Err(Failed(stage)) => (Outcome::Failed, stage, "nothing was changed".to_owned()),
             Ok((_, manifests, evaluated)) => {
                 self.say_changes(&self.foreseen(&manifests, &evaluated));
-                (Outcome::Done, Stage::Plan, "this is a plan: nothing was changed; push without -o plan to deploy".to_owned())
+                (Outcome::Done, Stage::Plan, format!("this is a plan: nothing was changed; to deploy it: deploy {}", self.ask.repo))
             }
         };
         self.job.end(stage, outcome, text);

@@ -28,6 +28,7 @@ pub enum Request {
     OpenRepository { who: String, name: String, access: String },
     Push { who: String, repository: String, reference: String, old: String, new: String, mode: String },
     Plant { who: String, uri: String, code: String },
+    Deploy { who: String, repository: String },
     Follow { who: String, job: String },
     Logs { who: String, instance: String, lines: u32, follow: bool },
     Restart { who: String, instance: String },
@@ -80,6 +81,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 self.push(&who, &repository, &reference, &new, &mode).await
             }
             Request::Plant { who, uri, code } => self.plant(&who, &uri, &code).await,
+            Request::Deploy { who, repository } => self.deploy_again(&who, &repository).await,
             Request::Follow { who, job } => self.follow(&who, &job),
             Request::Logs { who, instance, lines, follow } => self.logs(&who, &instance, lines, follow),
             Request::Restart { who, instance } => self.restart(&who, &instance),
@@ -267,6 +269,28 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let job = ask.map(|ask| self.enqueue(namespace.clone(), ask).name).unwrap_or_default();
         let suffix = format!("{namespace}.{}", self.shared.settings.layout.domain);
         Ok(json(&Planted { namespace: namespace.to_string(), flake: uri.to_string(), job, suffix }))
+    }
+
+    /// Deploys the default branch as it is.
+    async fn deploy_again(&mut self, who: &str, name: &str) -> Result<Reply, Refusal> {
+        let who = principal(who)?;
+        let name: RepoName = name.parse().map_err(invalid)?;
+        let repository = self.writable(&who, &name)?;
+        let by = match &who {
+            Principal::Key(key) => key.clone(),
+            Principal::Operator => repository.owner.clone(),
+        };
+        let namespace = FlakeUri::Silo(name.clone()).namespace();
+        if !self.memory.plants.contains_key(&namespace) {
+            return Err(Refusal::Invalid(format!("{name} is not planted yet; with an invite code: plant silo:{name} CODE")));
+        }
+        let (reference, commit) = self.read_repository(&name, source::default_branch).await?;
+        let Some(commit) = commit else {
+            return Err(Refusal::Invalid(format!("{name} has no commits on {} yet: push it", reference.short())));
+        };
+        let ask = Ask { repo: name, reference, commit, by, at: now() };
+        self.commit(vec![Change::Ask(namespace.clone(), Some(ask.clone()))]).await?;
+        Ok(Reply::Text(self.enqueue(namespace, ask).name))
     }
 
     fn follow(&self, who: &str, name: &str) -> Result<Reply, Refusal> {

@@ -124,6 +124,12 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 let job = ask::within(self.agent.restart(self.name(), instance)).await?;
                 self.follow(&job, arguments.json).await
             }
+            "deploy" => {
+                let arguments = arguments(&[], &[], 1)?;
+                let name = arguments.required(0, "a repository: deploy my-app")?;
+                let job = ask::within(self.agent.deploy(self.name(), name.strip_suffix(".git").unwrap_or(name))).await?;
+                self.follow(&job, arguments.json).await
+            }
             "plant" => self.plant(&arguments(&[], &[], 2)?).await,
             "plan" | "invite" if !operator => {
                 Err(Refusal::Denied(format!("{verb} is for the operator, on the host itself: seed {verb}")).into())

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use seed::{build::BuildError, bus::Outcome, host::sim::Boot};
+use seed::{
+    agent::request::Request,
+    build::BuildError,
+    bus::{Outcome, Refusal},
+    host::sim::Boot,
+};
 use serde_json::json;
 
-use crate::world::{World, ann, id};
+use crate::world::{World, ann, bob, id};
 
 #[tokio::test]
 async fn a_planted_repository_runs_and_an_unchanged_push_touches_nothing() {
@@ -163,4 +168,10 @@ async fn a_plan_says_what_would_change_and_changes_nothing() {
     assert_eq!(outcome, Outcome::Done, "{said}");
     assert!(said.contains("web: restart (system changed, size changed)") && said.contains("api: start (new)"), "{said}");
     assert_eq!(world.sim.applied().len(), before);
+    let deploy = Request::Deploy { who: ann().to_string(), repository: "app".into() };
+    let job = world.text(deploy).await.unwrap();
+    assert_eq!(world.follow(&job).await.0, Outcome::Done);
+    assert!(world.sim.running(&id("app", "api")).is_some());
+    let stranger = Request::Deploy { who: bob().to_string(), repository: "app".into() };
+    assert!(matches!(world.text(stranger).await, Err(Refusal::Denied(_))));
 }

@@ -10,7 +10,7 @@ struct Verb {
     operator: bool,
 }
 
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 9] = [
     Verb {
         name: "status",
         usage: "status [REPO]",
@@ -30,6 +30,13 @@ const VERBS: [Verb; 8] = [
         usage: "restart [REPO/]INSTANCE",
         short: "power an instance off and start it again",
         long: "Follows until it runs again. Hanging up stops nothing.",
+        operator: false,
+    },
+    Verb {
+        name: "deploy",
+        usage: "deploy REPO",
+        short: "deploy what was pushed, again",
+        long: "After a push with -o plan, or when the host was at fault. An instance that is as it should be is not touched.",
         operator: false,
     },
     Verb {
