@@ -1,0 +1,69 @@
+//! Waiting for a guest that was started.
+
+use std::time::Duration;
+
+use super::{Shared, chain};
+use crate::{
+    build::Builder,
+    host::{Guest, Host},
+    spec::name::InstanceId,
+};
+
+/// Waits until a guest that was just started is ready. Says each step through `say`; fails with the reason.
+pub(super) async fn wait_for_guest<H: Host, B: Builder>(
+    shared: &Shared<H, B>,
+    id: &InstanceId,
+    mut say: impl FnMut(&str),
+) -> Result<Guest, String> {
+    let mut changed = shared.changed.subscribe();
+    let mut said = String::new();
+    let limit = Duration::from_secs(u64::from(shared.settings.layout.boot_timeout_secs) + 30);
+    let deadline = tokio::time::Instant::now() + limit;
+    let mut idle_since = None;
+    loop {
+        changed.mark_unchanged();
+        let guests = shared.host.inspect(std::slice::from_ref(id)).await.map_err(|error| chain(&error))?;
+        let guest = guests.into_iter().next().unwrap_or_default();
+        if guest.status_text != said && guest.active_state == "activating" {
+            said.clone_from(&guest.status_text);
+            say(&said);
+        }
+        match guest.active_state.as_str() {
+            "active" => return Ok(guest),
+            "failed" => return Err(failure(&guest)),
+            // The first boot of this version ended before it was ready: systemd would try again, but the answer is known.
+            "activating" if guest.sub_state.starts_with("auto-restart") || guest.restarts > 0 => return Err(failure(&guest)),
+            "inactive" if guest.result != "success" && !guest.result.is_empty() => return Err(failure(&guest)),
+            _ => {}
+        }
+        // While its helpers start, the unit is still inactive; for longer only if one of them does not, or somebody stopped it.
+        let now = tokio::time::Instant::now();
+        let idle = *idle_since.get_or_insert(now);
+        match guest.active_state.as_str() {
+            "inactive" | "deactivating" if now - idle > Duration::from_secs(20) => return Err(failure(&guest)),
+            "inactive" | "deactivating" => {}
+            _ => idle_since = None,
+        }
+        if now >= deadline {
+            return Err(format!("not ready after {} s", limit.as_secs()));
+        }
+        tokio::select! {
+            // Cancel-safe: the turn is compared, not consumed.
+            _ = changed.changed() => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+fn failure(guest: &Guest) -> String {
+    let what = match guest.result.as_str() {
+        "timeout" => "the guest did not get ready in time",
+        "protocol" => "the guest stopped before it was ready (it panicked, or powered off)",
+        "oom-kill" => "it ran out of memory: take a larger seed.size",
+        "exit-code" | "signal" | "core-dump" => "the virtual machine ended before the guest was ready",
+        "start-limit-hit" => "it failed too often in a short time",
+        "dependency" => "a helper of the virtual machine did not start",
+        _ => "the guest did not get ready",
+    };
+    if guest.status_text.is_empty() { what.to_owned() } else { format!("{what}; it had come as far as: {}", guest.status_text) }
+}
