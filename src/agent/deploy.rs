@@ -330,7 +330,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             }
             Err(text) => {
                 self.error(Stage::Boot, format!("{}: {text}", id.name));
-                for line in logs::last_words(&self.shared.host, &id, 25).await {
+                for line in logs::last_words(&self.shared.host, &id).await {
                     self.job.say(Stage::Boot, Level::Detail, line);
                 }
                 false

@@ -35,9 +35,18 @@ pub fn pipe<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, id: InstanceId, line
     Ok(reader)
 }
 
-/// The last lines of this boot's journal and console, as text.
-pub async fn last_words<H: Host>(host: &H, id: &InstanceId, lines: u32) -> Vec<String> {
-    collect(host, id, lines).await.into_iter().map(|line| format!("{}: {}", line.source, line.text)).collect()
+/// What a guest that did not get ready said last: as text, the lines that matter.
+pub async fn last_words<H: Host>(host: &H, id: &InstanceId) -> Vec<String> {
+    let lines = collect(host, id, 200).await;
+    matter(&lines).iter().map(|line| format!("{}: {}", line.source, line.text)).collect()
+}
+
+/// The lines before a panic and the panic itself, without the registers and traces after it; else the end.
+fn matter(lines: &[LogLine]) -> &[LogLine] {
+    match lines.iter().position(|line| line.text.contains("Kernel panic")) {
+        Some(panic) => &lines[panic.saturating_sub(20)..lines.len().min(panic + 2)],
+        None => &lines[lines.len().saturating_sub(25)..],
+    }
 }
 
 /// The units that the guest's systemd said had failed, in this boot.
@@ -78,6 +87,17 @@ async fn collect<H: Host>(host: &H, id: &InstanceId, lines: u32) -> Vec<LogLine>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_panic_the_words_before_it_matter() {
+        let line = |text: String| LogLine { at: 0, source: "console".into(), priority: 6, text };
+        let mut lines: Vec<LogLine> = (0..50).map(|n| line(format!("before {n}"))).collect();
+        lines.push(line("Kernel panic - not syncing: Attempted to kill init!".into()));
+        lines.extend((0..50).map(|n| line(format!("trace {n}"))));
+        let found = matter(&lines);
+        assert_eq!((found.len(), found[19].text.as_str(), found[21].text.as_str()), (22, "before 49", "trace 0"));
+        assert_eq!(matter(&lines[..50]).len(), 25);
+    }
 
     #[test]
     fn a_failed_unit_is_known_by_what_pid_1_says() {

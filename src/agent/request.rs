@@ -388,7 +388,7 @@ async fn restart<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>
     match ready {
         Ok(_) => job.end(Stage::Run, Outcome::Done, format!("{} is running", id.name)),
         Err(text) => {
-            for line in logs::last_words(&shared.host, &id, 25).await {
+            for line in logs::last_words(&shared.host, &id).await {
                 job.say(Stage::Boot, Level::Detail, line);
             }
             job.end(Stage::Boot, Outcome::Failed, format!("{}: {text}", id.name));
