@@ -37,12 +37,15 @@ pub async fn prepare(addressing: &Addressing) -> Result<(), HostError> {
         keep_router_advertisements()?;
         set("net/ipv6/conf/all/forwarding", "1")?;
     }
-    let mut lines = String::new();
     if !Path::new("/sys/class/net").join(GATEWAY).exists() {
-        lines.push_str(&format!("link add {GATEWAY} type dummy\n"));
+        let dummy = run("ip", &["-batch", "-"], &format!("link add {GATEWAY} type dummy\n")).await;
+        if let Err(error) = dummy {
+            // A kernel without dummy interfaces has taps all the same: nobody opens this one.
+            tracing::debug!(%error, "the gateway becomes a tap");
+            run("ip", &["-batch", "-"], &format!("tuntap add dev {GATEWAY} mode tap\n")).await?;
+        }
     }
-    lines.push_str(&format!("link set {GATEWAY} up\n"));
-    lines.push_str(&gateway_addresses(GATEWAY, addressing));
+    let lines = format!("link set {GATEWAY} up\n{}", gateway_addresses(GATEWAY, addressing));
     run("ip", &["-batch", "-"], &lines).await
 }
 
