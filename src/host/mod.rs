@@ -7,6 +7,7 @@
 mod files;
 pub mod hypervisor;
 pub mod network;
+pub mod sim;
 pub mod systemd;
 pub mod volume;
 

@@ -3,8 +3,8 @@
 //! | unit | main process | ends |
 //! |---|---|---|
 //! | `seed-store@` | virtiofsd, after `seed store-view` | with its only client, the VMM |
-//! | `seed-tpm@` | swtpm, if a TPM was asked for | when the vm unit no longer needs it |
-//! | `seed-vsock@` | vhost-device-vsock, for QEMU | likewise |
+//! | `seed-tpm@` | swtpm, if a TPM was asked for | likewise, if that says goodbye |
+//! | `seed-vsock@` | vhost-device-vsock, for QEMU | when the vm unit no longer needs it |
 //! | `seed-journal@` | systemd-journal-remote | likewise |
 //! | `seed-vm@` | `seed vm` and the VMM | when it is stopped |
 //!
@@ -35,7 +35,8 @@ pub fn instance(id: &InstanceId, wanted: &Wanted, layout: &Layout) -> InstanceTa
     }
     units.push(set.vm());
     let closure = wanted.instance.closure.iter().map(|path| format!("{path}\n")).collect();
-    let files = vec![File { path: layout.run_of(id).join("closure"), text: closure }];
+    let file = |name: &str, text: String| File { path: layout.run_of(id).join(name), text };
+    let files = vec![file("closure", closure), file("journal.conf", journal_limits(layout.log_max))];
     let volumes = wanted.instance.volumes.iter().map(|(name, volume)| (name.clone(), volume.size)).collect();
     InstanceTarget { units, files, volumes, address }
 }
@@ -72,15 +73,16 @@ impl Set<'_> {
         let view = [&tools.seed, "store-view", "--closure", &closure, "--at", &at, "--socket", &socket, "--uid", &uid, "--"];
         let virtiofsd =
             [&tools.virtiofsd, "--readonly", "--sandbox=namespace", "--seccomp=kill", "--cache=always", "--log-level=warn"];
-        file.exec("ExecStart", &[&view[..], &virtiofsd[..]].concat());
+        // It would keep more of root than the unit has, and fail.
+        let without = ["--modcaps=-mknod:-setfcap:-fsetid:-fowner:-chown:-setuid:-setgid"];
+        file.exec("ExecStart", &[&view[..], &virtiofsd[..], &without[..]].concat());
         self.place(&mut file, 128, 64);
-        // Root, because it mounts; with no more of root than that and what virtiofsd's sandbox is made with.
-        let capabilities = "CAP_SYS_ADMIN CAP_SETUID CAP_SETGID CAP_SETPCAP CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER \
-                            CAP_FSETID CAP_MKNOD CAP_SETFCAP CAP_SYS_RESOURCE";
-        file.set("CapabilityBoundingSet", capabilities);
+        // Root, because it mounts and makes a socket for somebody else; with no more of root than that.
+        file.set("CapabilityBoundingSet", "CAP_SYS_ADMIN CAP_DAC_OVERRIDE CAP_CHOWN CAP_SETPCAP CAP_SETUID CAP_SETGID");
         harden(&mut file, &[&self.run]);
         file.set("RestrictNamespaces", "mnt pid net").set("PrivateMounts", "yes").set("PrivateNetwork", "yes");
-        file.set("PrivateDevices", "yes").set("RestrictAddressFamilies", "AF_UNIX").set("MemoryDenyWriteExecute", "yes");
+        file.set("RestrictAddressFamilies", "AF_UNIX");
+        confine(&mut file);
         file.set("SystemCallFilter", "@system-service @mount @sandbox");
         self.end("store", &file)
     }
@@ -95,7 +97,8 @@ impl Set<'_> {
         self.place(&mut file, 64, 16);
         self.as_instance(&mut file);
         self.state_directory(&mut file, "tpm");
-        file.set("SystemCallFilter", "@system-service @sandbox");
+        confine(&mut file);
+        file.set("SystemCallFilter", "@system-service @sandbox").set("SystemCallFilter", "~@privileged @resources");
         self.end("tpm", &file)
     }
 
@@ -107,7 +110,8 @@ impl Set<'_> {
         file.exec("ExecStart", &[self.layout.tools.vhost_device_vsock.as_str(), "--vm", &device]);
         self.place(&mut file, 128, 32);
         self.as_instance(&mut file);
-        file.set("SystemCallFilter", "@system-service @sandbox");
+        confine(&mut file);
+        file.set("SystemCallFilter", "@system-service @sandbox").set("SystemCallFilter", "~@privileged @resources");
         self.end("vsock", &file)
     }
 
@@ -122,33 +126,36 @@ impl Set<'_> {
         self.place(&mut file, 256, 16);
         self.as_instance(&mut file);
         self.state_directory(&mut file, "log");
-        file.set("SystemCallFilter", "@system-service");
+        // Its limits can only be given in a file at a fixed place.
+        file.set("TemporaryFileSystem", JOURNAL_REMOTE_CONF);
+        file.set("BindReadOnlyPaths", format_args!("{}:{JOURNAL_REMOTE_CONF}/seed.conf", self.socket("journal.conf")));
+        confine(&mut file);
+        file.set("PrivateNetwork", "yes");
+        file.set("SystemCallFilter", "@system-service").set("SystemCallFilter", "~@privileged @resources");
         self.end("journal", &file)
     }
 
     fn vm(&self) -> Unit {
         let (layout, instance) = (self.layout, &self.wanted.instance);
         let mut needed = vec![unit_name("store", self.id)];
-        let mut bound = Vec::new();
         let mut waits = Vec::new();
+        let mut need = |kind: &str, socket: &str| {
+            needed.push(unit_name(kind, self.id));
+            waits.extend(["--wait".to_owned(), self.socket(socket)]);
+        };
         if instance.tpm {
-            bound.push(unit_name("tpm", self.id));
-            waits.extend(["--wait".to_owned(), self.socket("tpm.sock")]);
+            need("tpm", "tpm.sock");
         }
         if layout.vmm != Vmm::CloudHypervisor {
-            bound.push(unit_name("vsock", self.id));
-            waits.extend(["--wait".to_owned(), self.socket("vhost-vsock.sock")]);
+            need("vsock", "vhost-vsock.sock");
         }
-        needed.extend(bound.clone());
         let journal = unit_name("journal", self.id);
 
         let mut file = UnitFile::new();
         file.section("Unit").set("Description", format_args!("Seed instance {}", self.id));
-        // virtiofsd ends with its client: to be bound to it would cancel the restart of a VMM that crashed.
+        // Never without any of them. Not BindsTo=: virtiofsd and swtpm end with their client, and that must not stop a unit that is
+        // about to be started again. A helper that dies before its time has failed, which the next plan sees.
         file.set("Requires", needed.join(" "));
-        if !bound.is_empty() {
-            file.set("BindsTo", bound.join(" "));
-        }
         file.set("Wants", &journal).set("After", format_args!("network.target {} {journal}", needed.join(" ")));
         // A guest that cannot stay up is given up in the end; a guest that its tenant reboots now and then is not.
         let interval = STARTS * (layout.boot_timeout_secs + RESTART_MAX_SECS);
@@ -274,6 +281,11 @@ fn overhead_mib(vmm: Vmm) -> u64 {
     }
 }
 
+/// What holds for all that need no device.
+fn confine(file: &mut UnitFile) {
+    file.set("PrivateDevices", "yes").set("MemoryDenyWriteExecute", "yes");
+}
+
 /// What holds for all: nothing of the machine but `writable` can be changed, and nothing new can be gained.
 fn harden(file: &mut UnitFile, writable: &[&str]) {
     file.set("UMask", "0077").set("NoNewPrivileges", "yes").set("ProtectSystem", "strict").set("ProtectHome", "yes");
@@ -281,13 +293,20 @@ fn harden(file: &mut UnitFile, writable: &[&str]) {
     for key in ["ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups", "ProtectClock"] {
         file.set(key, "yes");
     }
-    for key in ["ProtectHostname", "RestrictRealtime", "RestrictSUIDSGID", "LockPersonality"] {
+    for key in ["ProtectHostname", "RestrictRealtime", "RestrictSUIDSGID", "LockPersonality", "RemoveIPC"] {
         file.set(key, "yes");
     }
-    file.set("ProtectProc", "invisible").set("SystemCallArchitectures", "native").set("SystemCallErrorNumber", "EPERM");
+    file.set("ProtectProc", "invisible")
+        .set("KeyringMode", "private")
+        .set("SystemCallArchitectures", "native")
+        .set("SystemCallErrorNumber", "EPERM");
 }
 
-/// The most that is kept of one instance's journal, in the words of journal-remote.conf(5).
-pub fn journal_limits(log_max: Bytes) -> String {
-    format!("[Remote]\nMaxUse={}K\n", log_max.0.div_ceil(1024))
+/// Where systemd-journal-remote looks for more of its configuration.
+const JOURNAL_REMOTE_CONF: &str = "/run/systemd/journal-remote.conf.d";
+
+/// The most that is kept of one instance's journal, in the words of journal-remote.conf(5). The oldest of eight files goes first.
+fn journal_limits(log_max: Bytes) -> String {
+    let kib = log_max.0.div_ceil(1024);
+    format!("[Remote]\nMaxUse={kib}K\nMaxFileSize={}K\nKeepFree=0\n", kib.div_ceil(8).max(512))
 }
