@@ -126,7 +126,7 @@ impl Unit {
             "LimitCORE=0",
             "TasksMax=256",
             "CPUWeight=20",
-            "TimeoutStopSec=5s",
+            "TimeoutStopSec=1s",
         ] {
             unit.set(property.to_owned());
         }

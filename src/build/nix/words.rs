@@ -81,8 +81,14 @@ pub(super) fn eval_error(finished: &Finished, settings: &NixSettings) -> BuildEr
         let what = "the evaluation needs something to be built first, which this host does not allow".to_owned();
         return failed(what, lines, "do not read or import files from derivations (import from derivation)");
     }
-    let what = format!("the evaluation failed: {}", last_error(&lines));
-    failed(what, lines, "see it at home with: nix eval .#seeds")
+    let last = last_error(&lines);
+    // What `READ_SEEDS` throws says all there is to say, the remedy too.
+    if let Some((what, remedy)) =
+        last.split_once(": write ").filter(|(what, _)| what.starts_with("seeds.") || what.starts_with("the output seeds"))
+    {
+        return failed(what.to_owned(), Vec::new(), &format!("write {remedy}"));
+    }
+    failed(format!("the evaluation failed: {last}"), lines, "see it at home with: nix eval .#seeds")
 }
 
 /// Why a build gave nothing.
@@ -124,8 +130,7 @@ fn host_error(finished: &Finished) -> Option<BuildError> {
 /// The block that nix's error is, without the paths that only nix knows: `flake.nix:3:5` instead of `/nix/store/…-source/flake.nix:3:5`.
 fn lines_that_matter(stderr: &[String]) -> Vec<String> {
     let begin = stderr.iter().position(|line| line.starts_with("error:")).unwrap_or_else(|| stderr.len().saturating_sub(LINES_MAX));
-    let block: Vec<String> =
-        stderr[begin..].iter().filter(|line| !line.trim().is_empty()).map(|line| without_store(line)).collect();
+    let block: Vec<String> = without_own_frames(&stderr[begin..]).into_iter().map(without_store).collect();
     if block.len() <= LINES_MAX {
         return block;
     }
@@ -133,6 +138,33 @@ fn lines_that_matter(stderr: &[String]) -> Vec<String> {
     let head = LINES_MAX / 4;
     let tail = block.len() - (LINES_MAX - head - 1);
     [&block[..head], &["…".to_owned()], &block[tail..]].concat()
+}
+
+/// Leaves out empty lines, and the parts of a trace that lead through Seed's own expression: `… while …` and what is indented below it.
+fn without_own_frames(lines: &[String]) -> Vec<&str> {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut frame: Vec<&str> = Vec::new();
+    let begins = |line: &str| {
+        let text = line.trim_start();
+        text.starts_with('…') || text.starts_with("error:") || text.starts_with("(stack trace truncated")
+    };
+    fn take<'a>(kept: &mut Vec<&'a str>, frame: &mut Vec<&'a str>) {
+        let own = frame.first().is_some_and(|line| line.trim_start().starts_with('…'))
+            && frame.iter().any(|line| line.contains("«string»"));
+        let noise = frame.first().is_some_and(|line| line.trim_start().starts_with("(stack trace truncated"));
+        if own || noise {
+            frame.clear();
+        }
+        kept.append(frame);
+    }
+    for line in lines.iter().map(String::as_str).filter(|line| !line.trim().is_empty()) {
+        if begins(line) {
+            take(&mut kept, &mut frame);
+        }
+        frame.push(line);
+    }
+    take(&mut kept, &mut frame);
+    kept
 }
 
 /// The last thing that is called an error: nix ends with it.
@@ -221,6 +253,28 @@ mod tests {
             }
             other => panic!("{other}"),
         }
+    }
+
+    #[test]
+    fn a_trace_leaves_out_what_is_not_the_tenants() {
+        let stderr = "error:\n       … while evaluating attribute 'web'\n\n       … while evaluating a branch condition\n         at «string»:5:5:\n            4|   read = name: seed:\n             |     ^\n\n       (stack trace truncated; use '--show-trace')\n\n       error: undefined variable 'x'\n       at flake.nix:2:17:\n            1| {";
+        match eval_error(&finished("exit-code", stderr), &settings()) {
+            BuildError::Failed { lines, .. } => assert_eq!(
+                lines,
+                [
+                    "error:",
+                    "       … while evaluating attribute 'web'",
+                    "       error: undefined variable 'x'",
+                    "       at flake.nix:2:17:",
+                    "            1| {"
+                ]
+            ),
+            other => panic!("{other}"),
+        }
+        let thrown = "error:\n       … while calling the 'throw' builtin\n         at «string»:8:7:\n       error: seeds.web has no meta: write seeds.web.meta = { }";
+        let expected =
+            BuildError::Failed { what: "seeds.web has no meta".into(), lines: vec![], remedy: "write seeds.web.meta = { }".into() };
+        assert_eq!(eval_error(&finished("exit-code", thrown), &settings()), expected);
     }
 
     #[test]
