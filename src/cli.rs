@@ -1,4 +1,354 @@
-//! (being written)
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! argv to calls. The only room that knows all the others, and the only user of `anyhow`: elsewhere an error has a type.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 the agent does not answer on the bus, 78 the configuration
+//! cannot be used (systemd does not try that again).
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
+#![allow(clippy::disallowed_methods, reason = "this room meets the environment")]
+
+use std::{
+    io::IsTerminal,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{FmtContext, FormatEvent, FormatFields, format},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    agent::{
+        self, Agent,
+        bus::{Face, Trust},
+    },
+    build::{
+        self,
+        nix::{NixBuilder, NixSettings},
+    },
+    bus::SeedProxy,
+    config::{self, Config, ConfigError},
+    host::{Machine, hypervisor},
+    launch, serve,
+    state::sled::SledState,
+};
+
+/// A NixOS host as a small cloud: git push a NixOS module, get a microVM
+#[derive(Debug, Parser)]
+#[command(name = "seed", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show every instance, or those of one namespace
+    #[command(disable_help_flag = true)]
+    Status(Words),
+    /// Show what the agent would change now
+    #[command(disable_help_flag = true)]
+    Plan(Words),
+    /// Show the journal and console of an instance
+    #[command(disable_help_flag = true)]
+    Logs(Words),
+    /// Power an instance off and start it again
+    #[command(disable_help_flag = true)]
+    Restart(Words),
+    /// Make, list and revoke invite codes: invite new, invite list, invite revoke ID
+    #[command(disable_help_flag = true)]
+    Invite(Words),
+    /// Check a configuration and say every problem with it
+    CheckConfig {
+        /// The file to check
+        #[arg(default_value = config::DEFAULT_PATH)]
+        file: PathBuf,
+    },
+    /// Run the process that decides and does; seed-agent.service starts it
+    Agent(ConfigFlag),
+    /// Run the doors (SSH, git, DNS); seed-serve.service starts it
+    Serve(ConfigFlag),
+    /// Run a virtual machine; seed-vm@….service starts it
+    #[command(hide = true)]
+    Vm(launch::vm::Args),
+    /// Become virtiofsd with a view of one closure; seed-store@….service starts it
+    #[command(hide = true)]
+    StoreView(launch::store_view::Args),
+}
+
+/// The words of a verb that is the same over SSH: `crate::serve::shell` reads them.
+#[derive(Debug, Args)]
+struct Words {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct ConfigFlag {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Status(words) => ask("status", words),
+        Verb::Plan(words) => ask("plan", words),
+        Verb::Logs(words) => ask("logs", words),
+        Verb::Restart(words) => ask("restart", words),
+        Verb::Invite(words) => ask("invite", words),
+        Verb::CheckConfig { file } => {
+            Config::load(&file)?;
+            println!("{} can be used", file.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Agent(flag) => daemon(&flag.config, agent),
+        Verb::Serve(flag) => daemon(&flag.config, serve),
+        Verb::Vm(args) => Ok(launch::vm::main(args)),
+        Verb::StoreView(args) => Ok(launch::store_view::main(args)),
+    }
+}
+
+/// Loads the configuration and runs a process that lasts.
+fn daemon<F: Future<Output = anyhow::Result<()>>>(path: &Path, main: impl FnOnce(Config) -> F) -> anyhow::Result<ExitCode> {
+    let config = Config::load(path)?;
+    log();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("could not start the runtime")?;
+    runtime.block_on(main(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Wires the agent up and runs it until it is told to stop.
+async fn agent(config: Config) -> anyhow::Result<()> {
+    let found = config::tools::find(&config.paths, &std::env::var("PATH").unwrap_or_default());
+    // The VMMs are the choice's business: only what is chosen has to be there.
+    for missing in found.missing.iter().filter(|missing| !matches!(missing.key, "qemu" | "cloud_hypervisor" | "vhost_device_vsock"))
+    {
+        tracing::error!("{missing}");
+    }
+    let choice = config::tools::choose(&config.hypervisor, &found, hypervisor::probe_kvm());
+    let (vmm, why) = choice.map_err(|why| anyhow::anyhow!("no hypervisor can be used: {why}"))?;
+    tracing::info!(hypervisor = why, "chosen");
+    let layout = config.layout(vmm, found.tools.clone());
+    let machine = Machine::new(layout.clone()).await.context("could not reach the machine")?;
+    machine.prepare().await.context("could not prepare the machine")?;
+    build::nix::say_version(&found.nix).await;
+
+    let work = config.paths.run.join("work");
+    std::fs::create_dir_all(&work).with_context(|| format!("could not make {}", work.display()))?;
+    let builder = NixBuilder::new(NixSettings {
+        nix: found.nix,
+        systemd_run: "systemd-run".into(),
+        roots: "/nix/var/nix/gcroots/seed".into(),
+        eval_timeout_secs: config.build.eval_timeout_secs,
+        eval_memory: config.build.eval_memory,
+        build_timeout_secs: config.build.build_timeout_secs,
+        allow_addresses: config.build.allow_addresses.clone(),
+        hidden: vec![config.storage.directory.clone(), config.paths.run.clone(), "/etc/seed".into()],
+    });
+    let state = SledState::open(&config.state_directory()).context("could not open the state")?;
+    let (host4, host6) = config.public_addresses();
+    let settings = agent::Settings {
+        layout,
+        repositories: config.repositories(),
+        work,
+        parallel: config.build.parallel as usize,
+        keep: config.build.keep_generations as usize,
+        host4,
+        host6,
+        hypervisor: why.clone(),
+    };
+    let (agent, handle) = Agent::new(machine, state, builder, settings).await.context("could not read the state")?;
+    let door = nix::unistd::User::from_name("seed").ok().flatten();
+    if door.is_none() {
+        tracing::error!("there is no user seed: the doors cannot be opened; systemd-sysusers makes it from sysusers.d/seed.conf");
+    }
+    let trust = Trust::Users { door: door.map_or(u32::MAX, |user| user.uid.as_raw()) };
+    let face = Face::new(handle.clone(), trust, why, config.domain.to_string());
+    let mut running = tokio::spawn(agent.run());
+    let _bus = agent::bus::serve(face).await.context("could not take the name farm.loom.Seed1 on the system bus")?;
+    // Not being under systemd is no reason to stop.
+    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    let mut terminate = signal(SignalKind::terminate()).context("could not listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("could not listen for signals")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = &mut running => {
+            ended.context("the agent died")?;
+            anyhow::bail!("the agent ended by itself: this is a bug in Seed");
+        }
+    }
+    handle.quit().await;
+    running.await.context("the agent died")
+}
+
+/// Opens the doors until they are told to close.
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let sockets = serve::Sockets::from_systemd()?;
+    let found = config::tools::find(&config.paths, &std::env::var("PATH").unwrap_or_default());
+    let host_key = config.ssh_directory().join("host_ed25519");
+    let mut settings = serve::Settings::new(config.domain.clone(), config.repositories(), host_key);
+    settings.git = found.git;
+    settings.max_pack = config.ssh.max_pack;
+    settings.upstream = config.upstream_dns();
+    settings.ssh_port = Some(config.ssh.port);
+    let bus = zbus::Connection::system().await.context("could not reach the system bus")?;
+    let agent = SeedProxy::builder(&bus).build().await.context("could not reach the system bus")?;
+    Ok(serve::run(settings, agent, sockets).await?)
+}
+
+/// Runs a verb as the operator, over the bus. It prints its own errors.
+fn ask(verb: &str, words: Words) -> anyhow::Result<ExitCode> {
+    let words: Vec<String> = std::iter::once(verb.to_owned()).chain(words.words).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("could not start the runtime")?;
+    runtime.block_on(async {
+        let bus = zbus::Connection::system().await.context("could not reach the system bus")?;
+        let agent = SeedProxy::new(&bus).await.context("could not reach the agent")?;
+        let terminal = std::io::stdout().is_terminal();
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none();
+        let look = serve::shell::Look { terminal, colour };
+        let code = serve::shell::run(&words, None, &agent, tokio::io::stdout(), tokio::io::stderr(), look).await;
+        Ok(ExitCode::from(code))
+    })
+}
+
+/// The exit code of an error that no verb has turned into one.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let of = |cause: &(dyn std::error::Error + 'static)| {
+        if cause.is::<ConfigError>() { Some(78) } else { cause.is::<zbus::Error>().then_some(5) }
+    };
+    error.chain().find_map(of).unwrap_or(1)
+}
+
+/// Starts logging to standard error. In the journal each line has its priority, and no time or colour of its own.
+fn log() {
+    let filter = EnvFilter::try_from_env("SEED_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    if stderr_is_journal() {
+        registry
+            .with(lines.with_ansi(false).event_format(Journal(format().without_time().with_level(false).with_target(false))))
+            .init();
+    } else {
+        registry.with(lines.with_target(false).with_ansi(std::io::stderr().is_terminal())).init();
+    }
+}
+
+/// Whether systemd has connected standard error to the journal: it says the device and inode of what it connected.
+fn stderr_is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else { return false };
+    stream == format!("{}:{}", stderr.dev(), stderr.ino())
+}
+
+/// Lines for the journal: the priority as sd-daemon(3) writes it, then the line with its fields, which a journal field of their own
+/// would hide from whoever reads `journalctl -u seed-agent`.
+struct Journal<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Journal<F>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: format::Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            tracing::Level::ERROR => 3,
+            tracing::Level::WARN => 4,
+            tracing::Level::INFO => 6,
+            tracing::Level::DEBUG | tracing::Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        let cli = Cli::try_parse_from(std::iter::once("seed").chain(line.split(' '))).expect("understood");
+        match cli.verb {
+            Verb::Status(words) | Verb::Plan(words) | Verb::Logs(words) | Verb::Restart(words) | Verb::Invite(words) => words.words,
+            other => panic!("{other:?} is no verb of the shell"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn verbs_of_the_shell_get_their_words_as_they_are() {
+        for line in
+            ["status", "status --json", "status --help", "logs web -f --lines 20", "invite new --uses 3", "logs --lines=1 -- -x"]
+        {
+            let given: Vec<&str> = line.split(' ').skip(1).collect();
+            assert_eq!(words(line), given, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_error_ends_with_the_code_that_says_its_kind() {
+        let config: anyhow::Error = Config::load(Path::new("/nonexistent")).expect_err("nothing is there").into();
+        let bus = anyhow::Error::new(zbus::Error::Failure("gone".to_owned())).context("could not reach the agent");
+        assert_eq!((exit_code(&config), exit_code(&bus), exit_code(&anyhow::anyhow!("x"))), (78, 5, 1));
+    }
+
+    #[test]
+    fn a_line_in_the_journal_has_its_priority_and_its_fields() {
+        use std::sync::{Arc, Mutex};
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().expect("no panic").extend(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = tracing_subscriber::fmt::layer()
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .event_format(Journal(format().without_time().with_level(false).with_target(false)));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let _span = tracing::info_span!("deploy", repo = "app").entered();
+            tracing::warn!(unit = "seed-vm@x.service", "did not start");
+        });
+        let text = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
+        assert_eq!(text, "<4>deploy{repo=\"app\"}: did not start unit=\"seed-vm@x.service\"\n");
+    }
 }

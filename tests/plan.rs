@@ -376,12 +376,13 @@ fn what_systemd_gave_up_is_left_alone_until_a_newer_version_comes() {
 }
 
 #[test]
-fn a_guest_whose_helper_died_is_stopped_and_started() {
+fn a_guest_whose_helper_died_is_killed_and_started() {
     let (layout, sim, web) = (layout(), Sim::new(), WEB.parse().unwrap());
     let first = target(&one(WEB, |_| ()), &layout);
     carry_out(&sim, &first, ALL);
     sim.kill_helper(&web);
-    assert_eq!(lines(&first, &sim), ["stop s-aaaaaaaaaaaa/web", "start s-aaaaaaaaaaaa/web"]);
+    let killed = "kill s-aaaaaaaaaaaa/web: a program that it needs has died";
+    assert_eq!(lines(&first, &sim), [killed, "start s-aaaaaaaaaaaa/web"]);
     carry_out(&sim, &first, ALL);
     assert_converged(&sim, &first);
     assert_eq!(sim.boots(&web), 2);
@@ -419,6 +420,6 @@ fn the_machine_made_of_memory_refuses_what_a_real_one_should_not_be_asked_for() 
     assert!(sim.apply_now(&Step::CreateTap { id: other.clone(), address: wanted.address.clone() }).is_err(), "the tap is taken");
     assert!(sim.apply_now(&Step::Start { id: other.clone(), unit: vm_unit(&other) }).is_err(), "there are no units");
     sim.fail_apply(1);
-    let stop = Step::Stop { id: web, units: Vec::new() };
+    let stop = Step::Stop { id: web, units: Vec::new(), kill: false };
     assert!(sim.apply_now(&stop).is_ok() && sim.apply_now(&stop).is_err() && sim.apply_now(&stop).is_ok());
 }

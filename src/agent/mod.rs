@@ -1,1 +1,310 @@
-//! (being written)
+//! Who does it, in which order: one closed event loop. Everything that wakes the agent is a variant of [`Event`].
+//!
+//! The loop owns what is remembered ([`Memory`]) and decides; slow work (looking at the machine, carrying out steps, building) runs
+//! in tasks that report back as events. The work on one instance is a *lane*: lanes run side by side, the steps of one lane in order,
+//! and an instance whose lane is busy is left alone until it has ended.
+#![allow(clippy::disallowed_methods, reason = "this room has the clock")]
+
+pub mod bus;
+pub mod deploy;
+pub mod job;
+pub mod logs;
+pub mod reconcile;
+pub mod request;
+pub mod resolve;
+#[cfg(test)]
+pub mod samples;
+pub mod status;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::{
+    job::{Job, Jobs},
+    reconcile::Lanes,
+    request::{Reply, Request},
+};
+use crate::{
+    build::Builder,
+    bus::{Refusal, Zone},
+    host::{Host, HostError},
+    plan::Observed,
+    render::{self, Layout},
+    spec::{
+        desired::{Deployment, Desired, Wanted},
+        name::{InstanceId, Namespace},
+    },
+    state::{Ask, Batch, Change, Memory, State, StateError},
+};
+
+/// What the agent needs to know of its configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub layout: Layout,
+    /// Where silo's bare repositories are: `<name>.git`.
+    pub repositories: PathBuf,
+    /// Where source archives for builds are put.
+    pub work: PathBuf,
+    /// How many deploys may build at once.
+    pub parallel: usize,
+    /// How many replaced deployments of a namespace are kept.
+    pub keep: usize,
+    /// The host's own public addresses.
+    pub host4: Vec<Ipv4Addr>,
+    pub host6: Vec<Ipv6Addr>,
+    /// `qemu, emulating: /dev/kvm is not there`
+    pub hypervisor: String,
+}
+
+/// Everything that wakes the loop.
+pub enum Event {
+    /// Somebody asks something.
+    Request(Request, oneshot::Sender<Result<Reply, Refusal>>),
+    /// A look at the machine has ended.
+    Observed(Result<Observed, HostError>),
+    /// Steps that belong to no instance were carried out.
+    HostSteps(Result<(), HostError>),
+    /// The steps of one instance were carried out, or one of them failed.
+    Lane(InstanceId, Result<(), HostError>),
+    /// A lane that had failed may be tried again.
+    Retry(InstanceId),
+    /// A deploy was built and is to run: remember it, and say when its instances have been acted upon.
+    Accept(Namespace, Deployment, oneshot::Sender<Result<Vec<deploy::Settled>, Refusal>>),
+    /// All instances of the deployment that is wanted got ready.
+    Proven(Namespace),
+    /// A deploy has ended, well or not.
+    DeployEnded(Namespace, Option<Ask>),
+    /// Something changed on the machine.
+    Changed,
+    /// Time to look anyway.
+    Tick,
+    /// Stop.
+    Quit,
+}
+
+/// What tasks share with the loop.
+pub struct Shared<H, B> {
+    pub host: H,
+    pub builder: B,
+    pub settings: Settings,
+    pub events: mpsc::Sender<Event>,
+    /// Bumped whenever something may have changed on the machine.
+    pub changed: watch::Sender<u64>,
+}
+
+/// A deploy that waits for its turn.
+struct Queued {
+    ask: Ask,
+    job: Job,
+}
+
+/// The loop's own memory.
+pub struct Agent<H, S, B> {
+    shared: Arc<Shared<H, B>>,
+    state: S,
+    memory: Memory,
+    inbox: mpsc::Receiver<Event>,
+    jobs: Jobs,
+    queued: BTreeMap<Namespace, Queued>,
+    deploying: BTreeMap<Namespace, Job>,
+    lanes: Lanes,
+    zone: watch::Sender<Arc<Zone>>,
+}
+
+/// How the bus and tests speak with a running agent.
+#[derive(Clone)]
+pub struct Handle {
+    events: mpsc::Sender<Event>,
+    pub zone: watch::Receiver<Arc<Zone>>,
+}
+
+impl Handle {
+    /// Asks and waits for the answer.
+    pub async fn ask(&self, request: Request) -> Result<Reply, Refusal> {
+        let gone = || Refusal::Failed("the agent is stopping: try again in a moment".to_owned());
+        let (answer, reply) = oneshot::channel();
+        self.events.send(Event::Request(request, answer)).await.map_err(|_| gone())?;
+        reply.await.map_err(|_| gone())?
+    }
+
+    /// Ends the loop.
+    pub async fn quit(&self) {
+        // Nobody there any more means that it has ended.
+        drop(self.events.send(Event::Quit).await);
+    }
+}
+
+impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
+    /// An agent that remembers what `state` holds. Call [`Agent::run`] to set it going.
+    pub async fn new(host: H, state: S, builder: B, settings: Settings) -> Result<(Self, Handle), StateError> {
+        let memory = state.load().await?;
+        let (events, inbox) = mpsc::channel(1024);
+        let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0) });
+        let zone = watch::Sender::new(Arc::new(Zone::default()));
+        let handle = Handle { events, zone: zone.subscribe() };
+        let agent = Self {
+            shared,
+            state,
+            memory,
+            inbox,
+            jobs: Jobs::new(now()),
+            queued: BTreeMap::new(),
+            deploying: BTreeMap::new(),
+            lanes: Lanes::default(),
+            zone,
+        };
+        Ok((agent, handle))
+    }
+
+    /// Runs until [`Event::Quit`]. What was asked for in an earlier life and is not done yet is done now.
+    pub async fn run(mut self) {
+        self.publish_zone();
+        for (namespace, ask) in self.memory.asks.clone() {
+            tracing::info!(%namespace, commit = %ask.commit, "taking up a deploy that was not finished");
+            self.enqueue(namespace, ask);
+        }
+        let watcher = tokio::spawn(watch_host(self.shared.clone()));
+        self.look();
+        while let Some(event) = self.inbox.recv().await {
+            if matches!(event, Event::Quit) {
+                break;
+            }
+            self.handle(event).await;
+            self.start_queued();
+        }
+        watcher.abort();
+    }
+
+    async fn handle(&mut self, event: Event) {
+        match event {
+            Event::Request(request, answer) => self.request(request, answer).await,
+            Event::Observed(observed) => self.observed(observed).await,
+            Event::HostSteps(result) => self.host_steps_done(result),
+            Event::Lane(id, result) => self.lane_done(id, result),
+            Event::Retry(id) => self.lane_retry(&id),
+            Event::Accept(namespace, deployment, answer) => {
+                let accepted = self.accept(&namespace, deployment).await;
+                // A deploy whose task is gone has nobody to tell.
+                drop(answer.send(accepted));
+            }
+            Event::Proven(namespace) => self.proven(&namespace).await,
+            Event::DeployEnded(namespace, ask) => self.deploy_ended(namespace, ask).await,
+            Event::Changed | Event::Tick => self.look(),
+            Event::Quit => {}
+        }
+    }
+
+    /// Commits to the disk, then to the picture.
+    async fn commit(&mut self, batch: Batch) -> Result<(), Refusal> {
+        self.state.commit(batch.clone()).await.map_err(|error| {
+            tracing::error!(error = %chain(&error), "could not remember a change");
+            Refusal::Failed(format!("this host could not write its state ({error}); nothing was changed"))
+        })?;
+        for change in batch {
+            self.memory.apply(change);
+        }
+        Ok(())
+    }
+
+    /// What this host should run.
+    fn desired(&self) -> Desired {
+        let mut desired = Desired::default();
+        for (namespace, deployment) in &self.memory.wants {
+            for (name, instance) in &deployment.instances {
+                let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
+                // Leases are written in the same batch as the deployment.
+                let Some(lease) = self.memory.leases.get(&id).copied() else { continue };
+                desired.instances.insert(id, Wanted { instance: instance.clone(), lease });
+            }
+        }
+        desired
+    }
+
+    /// Tells the DNS door what there is now.
+    fn publish_zone(&self) {
+        let settings = &self.shared.settings;
+        let serial = self.zone.borrow().serial.max(now() as u32).wrapping_add(1);
+        let zone = render::zone::zone(&self.desired(), &settings.layout, &settings.host4, &settings.host6, serial);
+        self.zone.send_replace(Arc::new(zone));
+    }
+
+    /// Remembers a deployment as the one that is to run, hands out leases, and asks for a pass.
+    async fn accept(&mut self, namespace: &Namespace, mut new: Deployment) -> Result<Vec<deploy::Settled>, Refusal> {
+        let mut batch: Batch = Vec::new();
+        let mut taken: BTreeSet<u16> = self.memory.leases.values().map(|lease| lease.0).collect();
+        let id = |name| InstanceId { namespace: namespace.clone(), name };
+        for name in new.instances.keys().filter(|name| !self.memory.leases.contains_key(&id((*name).clone()))) {
+            let capacity = self.shared.settings.layout.addressing.capacity();
+            let Some(free) = (0..capacity).find(|n| !taken.contains(n)) else {
+                return Err(Refusal::Failed(format!(
+                    "this host has no address left: all {capacity} of its pool are in use; ask its operator for a larger network.pool4"
+                )));
+            };
+            taken.insert(free);
+            batch.push(Change::Lease(id(name.clone()), Some(crate::spec::address::Lease(free))));
+        }
+        let old = self.memory.wants.get(namespace).cloned();
+        if let Some(old) = &old {
+            // Two within a second still have an order.
+            new.at = new.at.max(old.at + 1);
+        }
+        if let Some(old) = old.clone().filter(|old| old.instances != new.instances) {
+            batch.push(Change::Past(namespace.clone(), old.at, Some(old)));
+        }
+        let mut past: Vec<u64> = self.memory.past.keys().filter(|(other, _)| other == namespace).map(|(_, at)| *at).collect();
+        past.sort_unstable();
+        let surplus = (past.len() + 1).saturating_sub(self.shared.settings.keep);
+        batch.extend(past.into_iter().take(surplus).map(|at| Change::Past(namespace.clone(), at, None)));
+        let ids: BTreeSet<InstanceId> =
+            new.instances.keys().chain(old.iter().flat_map(|old| old.instances.keys())).cloned().map(id).collect();
+        batch.push(Change::Want(namespace.clone(), Some(new)));
+        self.commit(batch).await?;
+        self.publish_zone();
+        let settled = ids.into_iter().map(|id| self.lanes.wait_for(id)).collect();
+        self.look();
+        Ok(settled)
+    }
+
+    fn is_wanted(&self, id: &InstanceId) -> bool {
+        self.memory.wants.get(&id.namespace).is_some_and(|deployment| deployment.instances.contains_key(&id.name))
+    }
+}
+
+/// Turns what the host notices, and a slow tick, into events.
+async fn watch_host<H: Host, B: Builder>(shared: Arc<Shared<H, B>>) {
+    loop {
+        let event = tokio::select! {
+            // Cancel-safe: a change that is not waited for is seen by the look that the tick causes.
+            () = shared.host.changed() => Event::Changed,
+            () = tokio::time::sleep(Duration::from_secs(60)) => Event::Tick,
+        };
+        shared.changed.send_modify(|turn| *turn += 1);
+        if shared.events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// An error and its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

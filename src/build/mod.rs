@@ -1,7 +1,9 @@
 //! A commit becomes store paths. The flake is hostile: evaluation and build run in units of their own, unprivileged and limited.
 #![allow(clippy::disallowed_methods, reason = "this room runs nix")]
 
+pub mod complaint;
 pub mod nix;
+pub mod source;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf};
 

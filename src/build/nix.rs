@@ -1,161 +1,212 @@
-//! The real [`Builder`]: nix, evaluating and building as a user that exists only meanwhile.
-//!
-//! A tenant's flake is a hostile program. It is evaluated by an unprivileged nix in a transient unit that sees no state of Seed's, no
-//! private network and no home, with limits of time and memory; what is built is built by nix's own daemon in nix's own sandbox.
-//! Nothing that a flake says reaches an argument list or a path unless it was parsed as a [`StorePath`] first. No shell is involved.
-//!
-//! Results are protected from garbage collection from before they exist: the root is a link to the path that is going to be built,
-//! and a collector that runs meanwhile is told of the path by the build itself.
-
-mod system;
-mod unit;
-mod words;
+//! Nix as the builder. Evaluation and builds are started by `systemd-run` in units of their own (`seed-build@<job>-eval.service`,
+//! `…-build.service`) as a user that exists only for them, without a view of this host's state, with limits on time and memory. Of what
+//! a flake yields only parsed store paths ever reach an argument list.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-    os::unix::fs::{PermissionsExt, symlink},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::{process::Command, sync::mpsc};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::Command,
+    sync::mpsc,
+};
 
-use super::{BuildError, Builder, Evaluated, Job, Realised};
+use super::{BuildError, Builder, Evaluated, Job, Realised, complaint};
 use crate::spec::{
     name::{Namespace, StorePath},
     quantity::Bytes,
 };
-use unit::{Finished, Unit};
 
-/// What evaluation and builds may take, and what they must not see.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NixSettings {
-    /// The nix program; `nix-store` lies beside it.
-    pub nix: PathBuf,
-    /// Where nix looks for roots: /nix/var/nix/gcroots/seed
-    pub roots: PathBuf,
-    /// Seed's run directory, which is hidden. It must exist.
-    pub run: PathBuf,
-    /// Other folders that are hidden: the state directory, /etc/seed.
-    pub hidden: Vec<PathBuf>,
-    pub eval_timeout_secs: u32,
-    pub eval_memory: Bytes,
-    pub build_timeout_secs: u32,
-    /// Addresses and prefixes that an evaluation may reach although they are not public.
-    pub allow_addresses: Vec<String>,
-}
+/// The most that an evaluation may print: the metas of 64 instances are far less.
+const MAX_OUTPUT: u64 = 8 << 20;
+/// How many of the last lines of a log are looked at when it failed.
+const KEPT_LINES: usize = 400;
 
-/// Runs nix for tenants.
-#[derive(Debug, Clone)]
-pub struct NixBuilder {
-    settings: NixSettings,
-}
-
-/// The function that makes of `seeds` what the agent reads. It throws what a tenant has to read; forcing `meta` and two paths of
-/// `toplevel` must not force the system.
-const READ_SEEDS: &str = r#"seeds:
+/// Turns `seeds` into `{ name = { meta, drv, out } }`, or says precisely what is wrong with its shape.
+const APPLY: &str = r#"seeds:
 let
-  kind = value: let type = builtins.typeOf value; in if type == "set" then "an attribute set" else if type == "int" then "an integer" else "a ${type}";
-  read = name: seed:
-    if !builtins.isAttrs seed then
-      throw "seeds.${name} is ${kind seed}: write seeds.${name} = { meta = { … }; toplevel = …; }"
-    else if !(seed ? meta) then
-      throw "seeds.${name} has no meta: write seeds.${name}.meta = { version = 1; name = \"${name}\"; }"
-    else if !builtins.isAttrs seed.meta then
-      throw "seeds.${name}.meta is ${kind seed.meta}: write an attribute set of plain data"
-    else if !(seed ? toplevel) then
-      throw "seeds.${name} has no toplevel: write the system's derivation, as config.system.build.toplevel"
-    else if (seed.toplevel.type or null) != "derivation" then
-      throw "seeds.${name}.toplevel is ${kind seed.toplevel} and no derivation: write the system's derivation, as config.system.build.toplevel"
+  describe = name: seed:
+    if !(builtins.isAttrs seed) then throw "seeds.${name} is a ${builtins.typeOf seed}: write seeds.${name} = seed.lib.mkSeed { … }, or an attribute set with `meta` and `toplevel`"
+    else if !(seed ? meta) then throw "seeds.${name} has no `meta`: use seed.lib.mkSeed, which makes it"
+    else if !(seed ? toplevel) then throw "seeds.${name} has no `toplevel`: use seed.lib.mkSeed, which makes it"
+    else if !(seed.toplevel ? drvPath) then throw "seeds.${name}.toplevel is no derivation"
     else {
       inherit (seed) meta;
       drv = builtins.unsafeDiscardStringContext seed.toplevel.drvPath;
       out = builtins.unsafeDiscardStringContext seed.toplevel.outPath;
     };
 in
-if !builtins.isAttrs seeds then
-  throw "the output seeds is ${kind seeds}: write seeds.<name> = { meta = { … }; toplevel = …; }"
-else
-  builtins.mapAttrs read seeds
-"#;
+if builtins.isAttrs seeds then builtins.mapAttrs describe seeds
+else throw "`seeds` is a ${builtins.typeOf seeds}: write seeds.<name> = seed.lib.mkSeed { … }""#;
 
-/// Evaluation yields at most this much.
-const ANSWER_MAX: usize = 8 << 20;
-/// A namespace has at most this many instances.
-const SEEDS_MAX: usize = 100;
+/// How nix is run.
+#[derive(Debug, Clone)]
+pub struct NixSettings {
+    pub nix: PathBuf,
+    pub systemd_run: PathBuf,
+    /// /nix/var/nix/gcroots/seed
+    pub roots: PathBuf,
+    pub eval_timeout_secs: u32,
+    pub eval_memory: Bytes,
+    pub build_timeout_secs: u32,
+    /// Addresses that evaluation may reach although they are loopback, private or link-local.
+    pub allow_addresses: Vec<IpNet>,
+    /// What evaluation may not see: this host's state and configuration.
+    pub hidden: Vec<PathBuf>,
+}
 
-/// One attribute of what [`READ_SEEDS`] yields.
+/// The builder.
+#[derive(Debug, Clone)]
+pub struct NixBuilder {
+    settings: NixSettings,
+}
+
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Answer {
+struct Wire {
     meta: Value,
-    drv: String,
-    out: String,
+    drv: StorePath,
+    out: StorePath,
+}
+
+/// What a unit left behind.
+struct Ended {
+    success: bool,
+    output: Vec<u8>,
+    /// The last lines of standard error, without what systemd-run said.
+    lines: Vec<String>,
+    /// `exit-code`, `timeout`, `oom-kill`, …; empty if systemd-run did not get so far.
+    result: String,
 }
 
 impl NixBuilder {
-    /// Makes a builder; starts nothing.
+    /// A builder with these settings.
     pub fn new(settings: NixSettings) -> Self {
         Self { settings }
     }
 
-    /// The version of nix, and a warning if it is one that is known to give builders root.
-    pub async fn version(&self) -> Result<(String, Option<String>), BuildError> {
-        let said = self.run(&self.settings.nix, &["--version".to_owned()]).await?;
-        let version = said.trim().rsplit(' ').next().unwrap_or_default().to_owned();
-        let warning = known_bad(&version).then(|| {
-            format!(
-                "nix {version} is known to give those who build root (CVE-2026-39860): update it to 2.28.6, 2.29.3, 2.30.4, 2.31.4, 2.32.7, \
-                 2.33.4, 2.34.5 or later"
-            )
-        });
-        Ok((version, warning))
-    }
-
-    /// Runs one of nix's programs as root, with arguments that are Seed's own.
-    async fn run(&self, program: &Path, arguments: &[String]) -> Result<String, BuildError> {
-        let mut command = Command::new(program);
-        command.args(arguments).env_clear().env("HOME", "/var/empty").envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-        let output = command.kill_on_drop(true).output().await;
-        let output = output.map_err(|error| BuildError::Host(format!("{} cannot be run: {error}", program.display())))?;
-        if !output.status.success() {
-            let said = words::clean(&String::from_utf8_lossy(&output.stderr));
-            return Err(BuildError::Host(format!("{} failed: {}", program.display(), said.trim())));
+    /// `systemd-run` with all that holds for both units.
+    fn unit(&self, job: &Job, step: &str, timeout_secs: u32) -> Command {
+        let settings = &self.settings;
+        let mut command = Command::new(&settings.systemd_run);
+        command.args(["--wait", "--pipe", "--collect", "--service-type=exec"]);
+        // What follows is an argument list, not a template.
+        command.arg("--expand-environment=no");
+        command.arg(format!("--unit=seed-build@{}-{step}.service", job.name));
+        command.arg(format!("--description=Seed: {step} for {}", job.namespace));
+        let cache = format!("seed-build/{}", job.namespace);
+        let mut property = |text: String| {
+            command.arg("--property").arg(text);
+        };
+        property("DynamicUser=yes".into());
+        property(format!("CacheDirectory={cache}"));
+        property("CacheDirectoryMode=0700".into());
+        for variable in ["HOME", "XDG_CACHE_HOME"] {
+            property(format!("Environment={variable}=/var/cache/{cache}"));
         }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        property("Environment=NIX_REMOTE=daemon".into());
+        property("WorkingDirectory=/".into());
+        property(format!("RuntimeMaxSec={timeout_secs}"));
+        property("TimeoutStopSec=5".into());
+        property(format!("MemoryMax={}", settings.eval_memory.0));
+        property("MemorySwapMax=0".into());
+        // Where the kernel does not account memory to units, this limit still holds for each process.
+        property(format!("LimitDATA={}", settings.eval_memory.0));
+        property("LimitCORE=0".into());
+        property("TasksMax=256".into());
+        property("CPUWeight=50".into());
+        property("OOMScoreAdjust=500".into());
+        for key in HARDENED {
+            property((*key).to_owned());
+        }
+        for hidden in &settings.hidden {
+            property(format!("TemporaryFileSystem={}:ro", hidden.display()));
+        }
+        for range in PRIVATE {
+            property(format!("IPAddressDeny={range}"));
+        }
+        for range in &settings.allow_addresses {
+            property(format!("IPAddressAllow={range}"));
+        }
+        command.env_clear().env("PATH", "/run/current-system/sw/bin:/usr/bin:/bin");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
     }
 
-    fn root_of(&self, namespace: &Namespace, name: &str, path: &StorePath) -> PathBuf {
-        self.settings.roots.join(namespace.as_str()).join(name).join(&path.base_name()[..12])
-    }
-
-    async fn closure(&self, toplevel: &StorePath) -> Result<Vec<StorePath>, BuildError> {
-        let nix_store = self.settings.nix.with_file_name("nix-store");
-        let said = self.run(&nix_store, &["--query".into(), "--requisites".into(), toplevel.to_string()]).await?;
-        let parsed: Result<BTreeSet<StorePath>, _> = said.lines().map(str::parse).collect();
-        parsed
-            .map(|closure| closure.into_iter().collect())
-            .map_err(|error| BuildError::Host(format!("nix-store answered what is no store path: {error}")))
+    /// `nix` with all that holds for both calls.
+    fn nix(&self, command: &mut Command) {
+        command.arg("--").arg(&self.settings.nix);
+        command.args(["--extra-experimental-features", "nix-command flakes"]);
+        for (key, value) in [
+            ("pure-eval", "true"),
+            ("allow-import-from-derivation", "false"),
+            ("accept-flake-config", "false"),
+            ("flake-registry", ""),
+            ("warn-dirty", "false"),
+            ("eval-cache", "false"),
+        ] {
+            command.args(["--option", key, value]);
+        }
     }
 }
 
+const HARDENED: &[&str] = &[
+    "NoNewPrivileges=yes",
+    "CapabilityBoundingSet=",
+    "ProtectSystem=strict",
+    "ProtectHome=yes",
+    "PrivateTmp=yes",
+    "PrivateDevices=yes",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectProc=invisible",
+    // Inputs are fetched by the evaluator; names are looked up over netlink.
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+    "LockPersonality=yes",
+    "KeyringMode=private",
+    "SystemCallArchitectures=native",
+    "SystemCallFilter=@system-service",
+    "SystemCallErrorNumber=EPERM",
+    "UMask=0077",
+    // The bus and the agent's neighbours are none of its business.
+    "InaccessiblePaths=-/run/dbus -/run/systemd/private -/run/userdb",
+];
+
+/// What a tenant's flake has no business to reach from inside the host.
+const PRIVATE: [&str; 6] = ["localhost", "link-local", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
+
 impl Builder for NixBuilder {
     async fn eval(&self, job: &Job, log: mpsc::Sender<String>) -> Result<BTreeMap<String, Evaluated>, BuildError> {
-        let unreadable = |error| BuildError::Host(format!("the source {} cannot be handed out: {error}", job.source.display()));
-        // The unit's user reads it where it is bound to; nobody else can reach it where it is.
-        fs::set_permissions(&job.source, fs::Permissions::from_mode(0o444)).map_err(unreadable)?;
-        let settings = &self.settings;
-        let unit = Unit::eval(settings, job)?;
-        let flake = format!("tarball+file://{}#seeds", unit.source().display());
-        let mut argv = self.nix("eval");
-        argv.extend(["--json".into(), "--no-write-lock-file".into(), flake, "--apply".into(), READ_SEEDS.into()]);
-        let finished = unit.run(&argv, ANSWER_MAX, &log).await?;
-        if !finished.succeeded() {
-            return Err(words::eval_error(&finished, settings));
+        let timeout = self.settings.eval_timeout_secs;
+        let mut command = self.unit(job, "eval", timeout);
+        // Nix remembers archives by their name for an hour: no two jobs may share one.
+        let source = format!("/run/seed/{}.tar", job.name);
+        command.arg("--property").arg(format!("BindReadOnlyPaths={}:{source}", job.source.display()));
+        self.nix(&mut command);
+        command.args(["eval", "--json", "--no-write-lock-file", "--apply", APPLY]);
+        command.arg(format!("tarball+file://{source}#seeds"));
+        let ended = run(command, log).await?;
+        if !ended.success {
+            return Err(complaint::evaluation(&ended.lines, &ended.result, timeout, self.settings.eval_memory));
         }
-        read_answer(&finished)
+        let found: BTreeMap<String, Wire> = serde_json::from_slice(&ended.output)
+            .map_err(|error| BuildError::Host(format!("nix answered with what cannot be read: {error}")))?;
+        let evaluated = |wire: Wire| Evaluated { meta: wire.meta, drv: wire.drv, out: wire.out };
+        Ok(found.into_iter().map(|(name, wire)| (name, evaluated(wire))).collect())
     }
 
     async fn realise(
@@ -164,139 +215,222 @@ impl Builder for NixBuilder {
         wanted: &BTreeMap<String, Evaluated>,
         log: mpsc::Sender<String>,
     ) -> Result<BTreeMap<String, Realised>, BuildError> {
+        // The roots are there before the results: a result is protected from the moment it is valid.
         for (name, evaluated) in wanted {
-            let root = self.root_of(&job.namespace, name, &evaluated.out);
-            protect(&root, &evaluated.out)
-                .map_err(|error| BuildError::Host(format!("the root {} cannot be made: {error}", root.display())))?;
+            let root = self.root(&job.namespace, name, &evaluated.out);
+            make_root(&root, &evaluated.out)
+                .map_err(|error| BuildError::Host(format!("could not make the root {}: {error}", root.display())))?;
         }
-        let mut argv = self.nix("build");
-        argv.extend(["--no-link".into(), "--print-build-logs".into()]);
-        argv.extend(["--option".into(), "timeout".into(), self.settings.build_timeout_secs.to_string()]);
-        argv.extend(wanted.values().map(|evaluated| format!("{}^*", evaluated.drv)));
-        let finished = Unit::build(&self.settings, job)?.run(&argv, 0, &log).await?;
-        if !finished.succeeded() {
-            return Err(words::build_error(&finished, &self.settings));
+        let timeout = self.settings.build_timeout_secs;
+        let mut command = self.unit(job, "build", timeout);
+        self.nix(&mut command);
+        command.args(["build", "--no-link", "--print-build-logs", "--option", "timeout", &timeout.to_string(), "--"]);
+        command.args(wanted.values().map(|evaluated| format!("{}^out", evaluated.drv)));
+        let ended = run(command, log).await?;
+        if !ended.success {
+            return Err(complaint::build(&ended.lines, &ended.result, timeout));
         }
         let mut realised = BTreeMap::new();
         for (name, evaluated) in wanted {
             let closure = self.closure(&evaluated.out).await?;
-            let kernel_params = system::check(name, &evaluated.out, &closure)?;
-            realised.insert(name.clone(), Realised { toplevel: evaluated.out.clone(), closure, kernel_params });
+            let toplevel = evaluated.out.clone();
+            let place = name.clone();
+            let system = tokio::task::spawn_blocking(move || system(&place, toplevel, closure)).await;
+            realised.insert(name.clone(), system.map_err(|error| BuildError::Host(error.to_string()))??);
         }
         Ok(realised)
     }
 
     async fn retain(&self, namespace: &Namespace, keep: &[StorePath]) -> Result<(), BuildError> {
-        let folder = self.settings.roots.join(namespace.as_str());
-        release(&folder, keep)
-            .map_err(|error| BuildError::Host(format!("the roots in {} cannot be dropped: {error}", folder.display())))
+        let (roots, keep) = (self.settings.roots.join(namespace.as_str()), keep.to_vec());
+        let done = tokio::task::spawn_blocking(move || drop_roots(&roots, &keep)).await;
+        let failed = |error: String| BuildError::Host(format!("could not drop old roots: {error}"));
+        done.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
     }
 }
 
 impl NixBuilder {
-    /// The beginning of a nix command line.
-    fn nix(&self, verb: &str) -> Vec<String> {
-        let mut argv = vec![self.settings.nix.display().to_string(), verb.to_owned()];
-        argv.extend(["--extra-experimental-features".into(), "nix-command flakes".into()]);
-        for (name, value) in [
-            ("pure-eval", "true"),
-            ("accept-flake-config", "false"),
-            ("allow-import-from-derivation", "false"),
-            ("eval-cache", "false"),
-            ("warn-dirty", "false"),
-            ("show-trace", "false"),
-        ] {
-            argv.extend(["--option".into(), name.to_owned(), value.to_owned()]);
+    fn root(&self, namespace: &Namespace, name: &str, out: &StorePath) -> PathBuf {
+        // The name was a checked instance name before anything is built.
+        self.settings.roots.join(namespace.as_str()).join(name).join(&out.base_name()[..12])
+    }
+
+    /// All store paths that `out` refers to, sorted.
+    async fn closure(&self, out: &StorePath) -> Result<Vec<StorePath>, BuildError> {
+        let failed = |what: String| BuildError::Host(format!("could not list what {out} refers to: {what}"));
+        let mut command = Command::new(&self.settings.nix);
+        command.args(["--extra-experimental-features", "nix-command", "path-info", "--recursive", "--", out.as_str()]);
+        command.env_clear().env("NIX_REMOTE", "daemon").env("HOME", "/var/empty").stdin(Stdio::null()).kill_on_drop(true);
+        let output = command.output().await.map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }
-        argv
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut paths = text
+            .lines()
+            .map(|line| line.trim().parse::<StorePath>().map_err(|error| failed(error.to_string())))
+            .collect::<Result<Vec<_>, _>>()?;
+        paths.sort();
+        Ok(paths)
     }
 }
 
-fn read_answer(finished: &Finished) -> Result<BTreeMap<String, Evaluated>, BuildError> {
-    let refuse = |what: String, remedy: &str| BuildError::Failed { what, lines: Vec::new(), remedy: remedy.to_owned() };
-    if finished.stdout.len() >= ANSWER_MAX {
-        let remedy = "meta is a description of the instance: leave out what is not part of it";
-        return Err(refuse(format!("the meta of all instances is longer than {}", Bytes(ANSWER_MAX as u64)), remedy));
+/// Says in the journal which nix this is, and so loudly if it is one that is known to give builders root (CVE-2026-39860).
+pub async fn say_version(nix: &Path) {
+    let output = Command::new(nix).arg("--version").env_clear().stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let text = match output {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        Err(error) => return tracing::error!(%error, nix = %nix.display(), "nix cannot be run: nothing can be deployed"),
+    };
+    match complaint::is_safe(&text) {
+        Some(true) => tracing::info!(nix = text, "found"),
+        Some(false) => tracing::warn!(
+            nix = text,
+            "this nix is known to give builders root (CVE-2026-39860): update it before strangers may push"
+        ),
+        None => tracing::warn!(nix = text, "this is no version of nix that is known"),
     }
-    let answers: BTreeMap<String, Answer> = serde_json::from_slice(&finished.stdout)
-        .map_err(|error| BuildError::Host(format!("nix answered what is not expected of it: {error}")))?;
-    if answers.len() > SEEDS_MAX {
-        return Err(refuse(format!("seeds has {} instances", answers.len()), "a flake may have up to 100: split it in two"));
-    }
-    let mut evaluated = BTreeMap::new();
-    for (name, answer) in answers {
-        // Derivations may say anything of themselves; only nix's own have paths of this form.
-        let path = |text: &str, key: &str| {
-            text.parse::<StorePath>().map_err(|error| {
-                let remedy = "write the system's derivation itself, as config.system.build.toplevel";
-                refuse(format!("seeds.{name}.toplevel.{key} is refused: {error}"), remedy)
-            })
-        };
-        let (drv, out) = (path(&answer.drv, "drvPath")?, path(&answer.out, "outPath")?);
-        if !drv.as_str().ends_with(".drv") {
-            return Err(refuse(format!("seeds.{name}.toplevel.drvPath is {drv}, which is no derivation"), "write a derivation"));
-        }
-        evaluated.insert(name, Evaluated { meta: answer.meta, drv, out });
-    }
-    Ok(evaluated)
 }
 
-/// Makes a garbage collection root, whole or not at all.
-fn protect(root: &Path, path: &StorePath) -> io::Result<()> {
-    if fs::read_link(root).is_ok_and(|target| target == Path::new(path.as_str())) {
+/// Runs a unit to its end; its standard error goes to `log` line by line.
+async fn run(mut command: Command, log: mpsc::Sender<String>) -> Result<Ended, BuildError> {
+    let host = |error: io::Error| BuildError::Host(format!("could not run systemd-run: {error}"));
+    let mut child = command.spawn().map_err(host)?;
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(BuildError::Host("systemd-run has no output".to_owned()));
+    };
+    let output = async {
+        let mut bytes = Vec::new();
+        let read = stdout.take(MAX_OUTPUT + 1).read_to_end(&mut bytes).await;
+        read.map(|_| bytes)
+    };
+    let errors = async {
+        let mut lines: VecDeque<String> = VecDeque::new();
+        let mut result = String::new();
+        let mut reader = BufReader::new(stderr);
+        let mut bytes = Vec::new();
+        // A line without end is cut, so that a log cannot fill the agent's memory.
+        while (&mut reader).take(16 << 10).read_until(b'\n', &mut bytes).await.is_ok_and(|read| read > 0) {
+            let line = complaint::plain(&String::from_utf8_lossy(&bytes));
+            bytes.clear();
+            if let Some(said) = line.trim_start().strip_prefix("Finished with result: ") {
+                result = said.trim().to_owned();
+            } else if !complaint::of_systemd_run(&line) {
+                // A log that nobody reads any more is not worth stopping for.
+                drop(log.send(line.clone()).await);
+                lines.push_back(line);
+                if lines.len() > KEPT_LINES {
+                    lines.pop_front();
+                }
+            }
+        }
+        (lines.into_iter().collect::<Vec<_>>(), result)
+    };
+    let (output, (lines, result), status) = tokio::join!(output, errors, child.wait());
+    let (output, status) = (output.map_err(host)?, status.map_err(host)?);
+    if output.len() as u64 > MAX_OUTPUT {
+        return Err(BuildError::Failed {
+            what: format!("the metas of this flake are larger than {} MiB", MAX_OUTPUT >> 20),
+            lines: Vec::new(),
+            remedy: "keep `meta` as seed.lib.mkSeed makes it".to_owned(),
+        });
+    }
+    Ok(Ended { success: status.success(), output, lines, result })
+}
+
+/// Points `root` at `out`, which need not be there yet.
+fn make_root(root: &Path, out: &StorePath) -> io::Result<()> {
+    if std::fs::read_link(root).is_ok_and(|target| target == Path::new(out.as_str())) {
         return Ok(());
     }
-    let folder = root.parent().unwrap_or(root);
-    fs::create_dir_all(folder)?;
-    let new = root.with_extension("new");
-    match fs::remove_file(&new) {
+    if let Some(parent) = root.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let temporary = root.with_extension("new");
+    match std::fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    symlink(path.as_str(), &new)?;
-    fs::rename(&new, root)
+    symlink(out.as_str(), &temporary)?;
+    std::fs::rename(temporary, root)
 }
 
-/// Removes the roots of one namespace that are not among `keep`, and folders that become empty.
-fn release(folder: &Path, keep: &[StorePath]) -> io::Result<()> {
-    let instances = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        listed => listed?,
-    };
-    let keep: BTreeSet<&Path> = keep.iter().map(|path| Path::new(path.as_str())).collect();
-    for instance in instances {
-        let instance = instance?.path();
-        for root in fs::read_dir(&instance)? {
-            let root = root?.path();
-            if !keep.contains(fs::read_link(&root)?.as_path()) {
-                fs::remove_file(&root)?;
+/// Removes the roots of a namespace whose targets are not among `keep`.
+fn drop_roots(roots: &Path, keep: &[StorePath]) -> io::Result<()> {
+    let keep: BTreeSet<&str> = keep.iter().map(StorePath::as_str).collect();
+    for instance in read_dir(roots)? {
+        for root in read_dir(&instance)? {
+            let target = std::fs::read_link(&root)?;
+            if !target.to_str().is_some_and(|target| keep.contains(target)) {
+                std::fs::remove_file(&root)?;
             }
         }
-        remove_if_empty(&instance)?;
+        // Only when nothing is left in it.
+        if read_dir(&instance)?.is_empty() {
+            std::fs::remove_dir(&instance)?;
+        }
     }
-    remove_if_empty(folder)
+    Ok(())
 }
 
-fn remove_if_empty(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
-        _ => Ok(()),
+fn read_dir(path: &Path) -> io::Result<Vec<PathBuf>> {
+    match std::fs::read_dir(path) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 
-/// Whether a version of nix is known to give those who build root: CVE-2026-39860.
-fn known_bad(version: &str) -> bool {
-    /// By minor version of nix 2: the first patch level that is good. Older ones were never mended.
-    const GOOD: [(u32, u32); 7] = [(28, 6), (29, 3), (30, 4), (31, 4), (32, 7), (33, 4), (34, 5)];
-    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
-    let (major, minor, patch) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    match (major, GOOD.iter().find(|(good, _)| *good == minor)) {
-        (2, Some((_, good))) => patch < *good,
-        (2, None) => minor < GOOD[0].0,
-        (other, _) => other < 2,
+/// Checks that `toplevel` is a system: `kernel`, `initrd` and `init` are files of its own closure, `kernel-params` is one line.
+fn system(name: &str, toplevel: StorePath, closure: Vec<StorePath>) -> Result<Realised, BuildError> {
+    let failed = |what: String| BuildError::Failed {
+        what: format!("seeds.{name}.toplevel is no system: {what}"),
+        lines: Vec::new(),
+        remedy: "it must hold kernel, initrd, init and kernel-params, as config.system.build.toplevel of NixOS does".to_owned(),
+    };
+    let top = Path::new(toplevel.as_str());
+    for part in ["kernel", "initrd", "init"] {
+        let place = top.join(part).canonicalize().map_err(|error| failed(format!("{part}: {error}")))?;
+        let inside = closure.iter().any(|path| place.starts_with(path.as_str()));
+        if !inside || !place.is_file() {
+            return Err(failed(format!("{part} is no file of its own closure")));
+        }
     }
+    let params = top.join("kernel-params");
+    let inside = params.canonicalize().is_ok_and(|place| closure.iter().any(|path| place.starts_with(path.as_str())));
+    if !inside {
+        return Err(failed("kernel-params is no file of its own closure".to_owned()));
+    }
+    let params = std::fs::read(&params).map_err(|error| failed(format!("kernel-params: {error}")))?;
+    let params = String::from_utf8_lossy(&params).trim().to_owned();
+    if params.len() > 1500 || !params.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return Err(failed("kernel-params must be one line of printable ASCII, at most 1500 characters".to_owned()));
+    }
+    Ok(Realised { toplevel, closure, kernel_params: params })
 }
 
 #[cfg(test)]
-#[path = "nix_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn path(tag: &str) -> StorePath {
+        format!("/nix/store/{}-{tag}", tag.repeat(32).chars().take(32).collect::<String>()).parse().expect("a path")
+    }
+
+    #[test]
+    fn roots_are_made_before_their_targets_and_dropped_when_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = dir.path().join("s-abc");
+        for tag in ["a", "b", "c"] {
+            make_root(&roots.join("web").join(tag), &path(tag)).unwrap();
+            make_root(&roots.join("web").join(tag), &path(tag)).unwrap();
+        }
+        make_root(&roots.join("old/x"), &path("d")).unwrap();
+        drop_roots(&roots, &[path("a"), path("c")]).unwrap();
+        let mut left = read_dir(&roots.join("web")).unwrap();
+        left.sort();
+        assert_eq!(left, [roots.join("web/a"), roots.join("web/c")]);
+        assert!(!roots.join("old").exists());
+        drop_roots(&dir.path().join("none"), &[]).unwrap();
+    }
+}

@@ -1,3 +1,5 @@
+//! The folders and files of instances, in a folder of their own.
+
 use std::os::unix::fs::FileTypeExt;
 
 use super::*;

@@ -6,6 +6,7 @@
 
 mod files;
 pub mod hypervisor;
+pub mod journal;
 pub mod network;
 pub mod sim;
 pub mod systemd;
@@ -19,7 +20,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::mpsc;
+
 use crate::{
+    bus::LogLine,
     plan::{Observed, Step, UnitState},
     render::{Layout, vm_unit},
     spec::name::InstanceId,
@@ -37,8 +41,28 @@ pub trait Host: Send + Sync + 'static {
     fn inspect(&self, ids: &[InstanceId]) -> impl Future<Output = Result<Vec<Guest>, HostError>> + Send;
     /// Starts the vm unit again although nothing changed: `restart`.
     fn restart(&self, id: &InstanceId) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Reads an instance's journal and console in order, and puts the lines into `sink`; returns at the end, or when nobody listens.
+    fn journal(
+        &self,
+        id: &InstanceId,
+        query: JournalQuery,
+        sink: mpsc::Sender<LogLine>,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// The volumes that were retired: `(namespace, instance/volume and size, in words)`.
+    fn retired(&self) -> impl Future<Output = Result<Vec<(String, String)>, HostError>> + Send;
     /// Returns when a unit of Seed's has changed since the last call (or since start).
     fn changed(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Which lines of a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalQuery {
+    /// The last so many.
+    pub lines: u32,
+    /// Go on with those that come.
+    pub follow: bool,
+    /// None from before the vm unit was started last.
+    pub this_boot: bool,
 }
 
 /// How one guest is doing, in systemd's words.
@@ -112,11 +136,6 @@ impl Machine {
         }
         volume::file::prepare(&self.volumes())?;
         network::prepare(&self.layout.addressing).await
-    }
-
-    /// The volumes that were retired and are kept, oldest first.
-    pub fn retired(&self) -> Result<Vec<volume::Retired>, HostError> {
-        Ok(volume::file::retired(&self.volumes().join("retired"))?)
     }
 
     fn volumes(&self) -> PathBuf {
@@ -214,7 +233,13 @@ impl Host for Machine {
                 network::apply_firewall(text).await?;
                 files::write(&self.firewall(), text)
             }
-            Step::Stop { units, .. } => self.stop(units).await,
+            Step::Stop { id, units, kill } => {
+                files::clear_started(&self.layout, id)?;
+                if *kill {
+                    self.systemd.kill(&vm_unit(id)).await?;
+                }
+                self.stop(units).await
+            }
             Step::RemoveInstance { id, units, tap } => {
                 for name in units {
                     files::remove(&self.layout.units.join(name))?;
@@ -267,8 +292,26 @@ impl Host for Machine {
     async fn restart(&self, id: &InstanceId) -> Result<(), HostError> {
         let pattern = pattern(id);
         let units: Vec<String> = self.systemd.list(&[&pattern]).await?.into_keys().collect();
+        // Should this be cut short, the next pass starts it.
+        files::clear_started(&self.layout, id)?;
         self.stop(&units).await?;
         self.start(id, &vm_unit(id)).await
+    }
+
+    async fn journal(&self, id: &InstanceId, query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
+        let unit = vm_unit(id);
+        let since = if query.this_boot { self.systemd.started_at(&unit).await } else { None };
+        journal::read(&self.layout.log_of(id), &unit, query, since, sink).await
+    }
+
+    async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {
+        let kept = self.volumes().join("retired");
+        let found = self.beside(move || Ok(volume::file::retired(&kept)?)).await?;
+        let words = |volume: volume::Retired| {
+            let text = format!("{}/{} ({})", volume.id.name, volume.name, volume.size);
+            (volume.id.namespace.to_string(), text)
+        };
+        Ok(found.into_iter().map(words).collect())
     }
 
     async fn changed(&self) {

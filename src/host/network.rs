@@ -20,13 +20,15 @@ use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use super::HostError;
 use crate::{
     plan::observed::Tap,
+    render::credentials::LINK_GATEWAY6,
     spec::{
         address::{Address, Addressing},
         name::InstanceId,
     },
 };
 
-/// The interface that carries the gateway's addresses whether there are instances or not.
+/// The interface that carries the gateway's addresses whether there are instances or not: a tap that nobody opens, because a host of
+/// guests has taps, while not every kernel has the `dummy` kind.
 pub const GATEWAY: &str = "seed-gw";
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -37,15 +39,12 @@ pub async fn prepare(addressing: &Addressing) -> Result<(), HostError> {
         keep_router_advertisements()?;
         set("net/ipv6/conf/all/forwarding", "1")?;
     }
+    let mut lines = String::new();
     if !Path::new("/sys/class/net").join(GATEWAY).exists() {
-        let dummy = run("ip", &["-batch", "-"], &format!("link add {GATEWAY} type dummy\n")).await;
-        if let Err(error) = dummy {
-            // A kernel without dummy interfaces has taps all the same: nobody opens this one.
-            tracing::debug!(%error, "the gateway becomes a tap");
-            run("ip", &["-batch", "-"], &format!("tuntap add dev {GATEWAY} mode tap\n")).await?;
-        }
+        lines.push_str(&format!("tuntap add dev {GATEWAY} mode tap\n"));
     }
-    let lines = format!("link set {GATEWAY} up\n{}", gateway_addresses(GATEWAY, addressing));
+    lines.push_str(&format!("link set {GATEWAY} up\n"));
+    lines.push_str(&gateway_addresses(GATEWAY, addressing));
     run("ip", &["-batch", "-"], &lines).await
 }
 
@@ -90,6 +89,8 @@ pub async fn create_tap(id: &InstanceId, address: &Address, addressing: &Address
     }
     let mut lines = format!("link set dev {tap} up\n");
     lines.push_str(&gateway_addresses(tap, addressing));
+    // The guest's IPv6 gateway: Linux answers neighbour solicitations only for addresses of the interface that they came in on.
+    lines.push_str(&format!("addr replace {LINK_GATEWAY6}/64 dev {tap} nodad\n"));
     lines.push_str(&format!("route replace {v4}/32 dev {tap} src {}\n", addressing.gateway4()));
     lines.push_str(&format!("route replace {v6}/128 dev {tap} src {}\n", addressing.gateway6()));
     lines.push_str(&format!("link set dev {tap} alias {}\n", alias(id, &Tap::of(address))));
@@ -228,7 +229,7 @@ impl Taps {
             return Ok(BTreeMap::new());
         }
         for (index, name) in present {
-            if !self.seen.get(&index).is_some_and(|(_, tap)| tap.name == name) {
+            if self.seen.get(&index).is_none_or(|(_, tap)| tap.name != name) {
                 match read_alias(&name)? {
                     Some(found) => drop(self.seen.insert(index, found)),
                     None => drop(self.seen.remove(&index)),
@@ -354,7 +355,7 @@ mod tests {
     #[test]
     fn the_question_about_the_table_is_well_formed() {
         let message = get_table_message("seed");
-        assert_eq!(message.len(), 32 + 0);
+        assert_eq!(message.len(), 32);
         assert_eq!(u32::from_ne_bytes(message[..4].try_into().unwrap()) as usize, message.len());
         assert_eq!(&message[16..], [&[1, 0, 0, 0][..], &9u16.to_ne_bytes(), &1u16.to_ne_bytes(), b"seed\0\0\0\0"].concat());
     }

@@ -10,10 +10,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
-use super::{Guest, Host, HostError};
+use super::{Guest, Host, HostError, JournalQuery};
 use crate::{
+    bus::LogLine,
     plan::{Observed, ObservedInstance, Step, Tap, UnitState},
     render::vm_unit,
     spec::{
@@ -255,6 +256,21 @@ impl Host for Sim {
         Ok(())
     }
 
+    async fn journal(&self, id: &InstanceId, _query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
+        let text = format!("a line of {id}");
+        // Nobody listening is as good as having read it.
+        drop(sink.send(LogLine { at: 1, source: "console".to_owned(), priority: 6, text }).await);
+        Ok(())
+    }
+
+    async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {
+        let machine = self.lock();
+        let one = |(id, name, volume): &(InstanceId, VolumeName, SimVolume)| {
+            (id.namespace.to_string(), format!("{}/{name} ({})", id.name, volume.size))
+        };
+        Ok(machine.retired.iter().map(one).collect())
+    }
+
     async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -300,6 +316,7 @@ impl Machine {
         let stopped = instance.vm == UnitState::Inactive && !instance.helper_failed;
         match step {
             Step::Stop { .. } => {
+                instance.started = false;
                 instance.helper_failed = false;
                 instance.enter(UnitState::Inactive, "success", &mut self.clock);
             }

@@ -38,6 +38,7 @@ trait Manager {
     fn subscribe(&self) -> zbus::Result<()>;
     fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn kill_unit(&self, name: &str, whom: &str, signal: i32) -> zbus::Result<()>;
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
     fn reload(&self) -> zbus::Result<()>;
     fn list_units_by_patterns(&self, states: &[&str], patterns: &[&str]) -> zbus::Result<Vec<Listed>>;
@@ -212,6 +213,14 @@ impl Systemd {
         }
     }
 
+    /// Kills every process of a unit; nothing, if it has none. Stop it right after, or systemd starts it again.
+    pub async fn kill(&self, name: &str) -> Result<(), HostError> {
+        match self.manager.kill_unit(name, "all", libc::SIGKILL).await {
+            Err(error) if is_no_such_unit(&error) || is_no_process(&error) => Ok(()),
+            done => done.map_err(failed("kill", name)),
+        }
+    }
+
     /// What systemd says about a loaded vm unit.
     pub async fn guest(&self, id: &InstanceId, unit: &Loaded) -> zbus::Result<Guest> {
         let get = |interface, name| self.property(&unit.path, interface, name);
@@ -242,6 +251,13 @@ impl Systemd {
         })
     }
 
+    /// When the main process of a unit was started last, in seconds since 1970; `None` if that is not known.
+    pub async fn started_at(&self, name: &str) -> Option<u64> {
+        let loaded = self.list(&[name]).await.ok()?;
+        let value = self.property(&loaded.get(name)?.path, SERVICE, "ExecMainStartTimestamp").await.ok()??;
+        u64::try_from(value).ok().filter(|micros| *micros != 0).map(|micros| micros / 1_000_000)
+    }
+
     /// One property; `None` if the unit is gone.
     async fn property(&self, path: &OwnedObjectPath, interface: &str, name: &str) -> zbus::Result<Option<OwnedVariant>> {
         let properties = Some("org.freedesktop.DBus.Properties");
@@ -257,6 +273,11 @@ fn is_no_such_unit(error: &zbus::Error) -> bool {
     const GONE: [&str; 3] =
         ["org.freedesktop.systemd1.NoSuchUnit", "org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.systemd1.LoadFailed"];
     matches!(error, zbus::Error::MethodError(name, _, _) if GONE.contains(&name.as_str()))
+}
+
+fn is_no_process(error: &zbus::Error) -> bool {
+    const NONE: [&str; 2] = ["org.freedesktop.systemd1.NoSuchProcess", "org.freedesktop.DBus.Error.UnixProcessIdUnknown"];
+    matches!(error, zbus::Error::MethodError(name, _, _) if NONE.contains(&name.as_str()))
 }
 
 /// Whether a signal is about a unit of Seed's.

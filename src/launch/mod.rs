@@ -2,6 +2,7 @@
 //! language. Each is `seed <verb>`; they run once for every virtual machine, so they block, hold no runtime and allocate little.
 //!
 //! They trust the unit file that starts them and nothing else: what a guest or its VMM says is cut, cleaned or refused here.
+#![allow(clippy::print_stderr, reason = "standard error of these processes is the journal")]
 #![allow(clippy::disallowed_methods, reason = "these are processes of their own, beside the agent")]
 
 pub mod console;

@@ -116,5 +116,5 @@ fn stop(id: &InstanceId, wanted: &[Unit], there: &ObservedInstance) -> Step {
     rest.retain(|name| *name != vm);
     rest.sort();
     rest.dedup();
-    Step::Stop { id: id.clone(), units: std::iter::once(vm).chain(rest).collect() }
+    Step::Stop { id: id.clone(), units: std::iter::once(vm).chain(rest).collect(), kill: there.helper_failed }
 }

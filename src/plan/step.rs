@@ -16,8 +16,10 @@ use crate::{
 pub enum Step {
     /// Replaces the whole nftables table in one transaction.
     ApplyFirewall(String),
-    /// Powers the guest off and waits until all its units are gone (inactive, and failed ones reset).
-    Stop { id: InstanceId, units: Vec<String> },
+    /// Powers the guest off, or kills it, and waits until all its units are gone (inactive, and failed ones reset). First forgets that it
+    /// was started: whatever comes between this and the next start, the instance is still wanted. `kill` is for a guest that cannot
+    /// power itself off, since a program that it cannot do without has died under it.
+    Stop { id: InstanceId, units: Vec<String>, kill: bool },
     /// Removes unit files, the run directory and the tap; the instance is stopped.
     RemoveInstance { id: InstanceId, units: Vec<String>, tap: Option<String> },
     /// Moves a volume aside, dated; its bytes are kept.
@@ -55,7 +57,8 @@ impl Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ApplyFirewall(_) => write!(f, "apply the firewall"),
-            Self::Stop { id, .. } => write!(f, "stop {id}"),
+            Self::Stop { id, kill: false, .. } => write!(f, "stop {id}"),
+            Self::Stop { id, kill: true, .. } => write!(f, "kill {id}: a program that it needs has died"),
             Self::RemoveInstance { id, units, tap: Some(tap) } => write!(f, "remove {id}: {} units and the tap {tap}", units.len()),
             Self::RemoveInstance { id, units, tap: None } => write!(f, "remove {id}: {} units", units.len()),
             Self::RetireVolume { id, name } => write!(f, "retire the volume {name} of {id}: it is kept, and no longer attached"),

@@ -310,3 +310,72 @@ fn journal_limits(log_max: Bytes) -> String {
     let kib = log_max.0.div_ceil(1024);
     format!("[Remote]\nMaxUse={kib}K\nMaxFileSize={}K\nKeepFree=0\n", kib.div_ceil(8).max(512))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::render::{
+        samples,
+        unit_file::reader::{assignments, commands},
+    };
+
+    fn keys(unit: &Unit) -> Vec<(String, String)> {
+        assignments(&unit.text).into_iter().map(|(section, key, _)| (section, key)).collect()
+    }
+
+    fn argv(unit: &Unit) -> Vec<String> {
+        let found = assignments(&unit.text).into_iter().find(|(_, key, _)| key == "ExecStart").expect("a command").2;
+        let mut commands = commands(&found);
+        assert_eq!(commands.len(), 1, "{found}");
+        commands.remove(0)
+    }
+
+    #[test]
+    fn the_vm_unit_is_last_and_needs_what_is_there() {
+        for (name, vmm, kinds) in [
+            ("web", Vmm::CloudHypervisor, "store journal vm"),
+            ("web", Vmm::Qemu { kvm: true }, "store journal vsock vm"),
+            ("db", Vmm::CloudHypervisor, "store journal tpm vm"),
+            ("db", Vmm::Qemu { kvm: false }, "store journal tpm vsock vm"),
+        ] {
+            let (id, wanted) = samples::instance(name);
+            let target = instance(&id, &wanted, &Layout { vmm, ..samples::layout() });
+            let names: Vec<String> = kinds.split(' ').map(|kind| unit_name(kind, &id)).collect();
+            assert_eq!(target.units.iter().map(|unit| unit.name.clone()).collect::<Vec<_>>(), names);
+            let read = assignments(&target.units.last().unwrap().text);
+            let value = |key: &str| read.iter().find(|(_, found, _)| found == key).map_or("", |(_, _, value)| value.as_str());
+            let needed: Vec<&str> = value("Requires").split(' ').chain(value("Wants").split(' ')).collect();
+            assert_eq!(needed.len(), names.len() - 1, "{needed:?}");
+            assert!(needed.iter().all(|needed| names.contains(&(*needed).to_owned()) && value("After").contains(needed)));
+        }
+    }
+
+    proptest! {
+        /// What a tenant wrote freely ends up in one argument, whole, and changes nothing else of any unit.
+        #[test]
+        fn no_byte_of_a_tenant_opens_anything(params in "[ -~]{0,60}", mount in "/[ -~]{1,30}") {
+            let (id, plain) = samples::instance("db");
+            let mut hostile = plain.clone();
+            hostile.instance.kernel_params = params.clone();
+            hostile.instance.volumes.values_mut().next().unwrap().mount_point = mount;
+            for vmm in [Vmm::CloudHypervisor, Vmm::Qemu { kvm: false }] {
+                let layout = Layout { vmm, ..samples::layout() };
+                let (made, plain) = (instance(&id, &hostile, &layout), instance(&id, &plain, &layout));
+                for (made, plain) in made.units.iter().zip(&plain.units) {
+                    prop_assert_eq!(&made.name, &plain.name);
+                    prop_assert_eq!(keys(made), keys(plain));
+                    let (argv, plain) = (argv(made), argv(plain));
+                    prop_assert_eq!(argv.len(), plain.len());
+                    let differ: Vec<&String> = argv.iter().zip(&plain).filter(|(a, b)| a != b).map(|(a, _)| a).collect();
+                    let tail = "console=ttyS0 panic=-1";
+                    prop_assert!(differ.iter().all(|argument| argument.ends_with(tail) || argument.contains("io.systemd.credential")));
+                    if let Some(line) = differ.iter().find(|argument| argument.ends_with(tail)) {
+                        prop_assert!(line.trim_start_matches("--cmdline=").starts_with(params.trim_start()));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,1 +1,193 @@
-//! (being written)
+//! `seed serve`: every door that strangers knock on, in one process without rights. It asks the agent over the bus, and touches
+//! nothing but the repositories, its host key and its sockets.
+//!
+//! While the agent is away the doors stay open: clones go on, DNS answers from the last zone, and who needs the agent is told so.
+#![allow(clippy::disallowed_methods, reason = "this room talks to the world and keeps repositories")]
+
+pub mod ask;
+pub mod command;
+mod crowd;
+pub mod dns;
+pub mod git;
+mod host_key;
+pub mod pktline;
+pub mod progress;
+pub mod receive;
+pub mod shell;
+mod sockets;
+pub mod ssh;
+mod unheard;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::sockets::Sockets;
+use crate::{
+    bus::SeedProxy,
+    spec::{name::Domain, quantity::Bytes},
+};
+
+/// What the doors need to know of this host. From the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The domain of the zone, by which people reach this host.
+    pub domain: Domain,
+    /// /var/lib/seed/repos; `<name>.git` below it belong to the user of this process.
+    pub repositories: PathBuf,
+    /// The private key of the SSH door. Made at the first start.
+    pub host_key: PathBuf,
+    /// The port by which people reach the SSH door; `None`: the one that they came to.
+    pub ssh_port: Option<u16>,
+    /// The git binary.
+    pub git: PathBuf,
+    /// The most that one push may send.
+    pub max_pack: Bytes,
+    /// Where questions of instances about other people's names go. Empty: they are refused.
+    pub upstream: Vec<SocketAddr>,
+    /// How long a stranger may take to prove a key.
+    pub auth_timeout: Duration,
+    /// How long a stop waits for pushes that the agent has not heard of yet.
+    pub stop_timeout: Duration,
+}
+
+impl Settings {
+    /// Settings with the usual limits.
+    pub fn new(domain: Domain, repositories: PathBuf, host_key: PathBuf) -> Self {
+        Self {
+            domain,
+            repositories,
+            host_key,
+            ssh_port: None,
+            git: "/usr/bin/git".into(),
+            max_pack: Bytes(2 << 30),
+            upstream: Vec::new(),
+            auth_timeout: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Why the doors could not be opened, or had to close.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("could not take the sockets that systemd opened: {0}")]
+    Sockets(String),
+    #[error("could not {deed} the host key {path}")]
+    HostKey { deed: &'static str, path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("could not make the directory of repositories {path}")]
+    Repositories { path: PathBuf, source: std::io::Error },
+    #[error("could not listen for signals")]
+    Signals(#[source] std::io::Error),
+    #[error("the bus is gone")]
+    Bus(#[source] Option<zbus::Error>),
+}
+
+/// What all doors share.
+#[derive(Debug)]
+pub struct Doors {
+    pub settings: Settings,
+    pub agent: SeedProxy<'static>,
+    /// One for each git that reads for a client, and one for each that writes: readers may be anybody.
+    pub read_slots: Semaphore,
+    pub push_slots: Semaphore,
+    /// One push to a repository at a time, for git trips over two equal packs that arrive together.
+    pub turns: git::Turns,
+    /// One repository at a time is packed together.
+    pub tidy_slot: Semaphore,
+    /// Pushes that the agent has to hear of.
+    pub pushes: TaskTracker,
+    /// Cancelled when the doors are to close.
+    pub stopping: CancellationToken,
+}
+
+/// Opens the doors, and keeps them open until the process is told to stop (SIGTERM, SIGINT).
+pub async fn run(settings: Settings, agent: SeedProxy<'static>, sockets: Sockets) -> Result<(), ServeError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    run_until(settings, agent, sockets, stop).await
+}
+
+/// The same, until `stop` is ready.
+pub async fn run_until(
+    settings: Settings,
+    agent: SeedProxy<'static>,
+    sockets: Sockets,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let repositories = settings.repositories.clone();
+    std::fs::create_dir_all(&repositories).map_err(|source| ServeError::Repositories { path: repositories.clone(), source })?;
+    git::sweep(&repositories);
+    let unheard = unheard::find(&repositories);
+    let key = host_key::load_or_make(&settings.host_key)?;
+    let stopping = CancellationToken::new();
+    let doors = Arc::new(Doors {
+        agent: agent.clone(),
+        read_slots: Semaphore::new(64),
+        push_slots: Semaphore::new(32),
+        turns: git::Turns::default(),
+        tidy_slot: Semaphore::new(1),
+        pushes: TaskTracker::new(),
+        stopping: stopping.clone(),
+        settings,
+    });
+
+    let (zone, watched) = watch::channel(Arc::default());
+    let mut zone_kept = tokio::spawn(dns::keep_zone(agent, zone));
+    let listeners = TaskTracker::new();
+    listeners.spawn(stoppable(stopping.clone(), unheard::tell(Arc::clone(&doors), unheard)));
+    let crowd = Arc::new(crowd::Crowd::default());
+    let config = Arc::new(ssh::config(key));
+    for listener in sockets.ssh {
+        listeners.spawn(ssh::listen(Arc::clone(&doors), Arc::clone(&config), Arc::clone(&crowd), listener));
+    }
+    let names = Arc::new(dns::Names::new(watched, doors.settings.upstream.clone()));
+    for socket in sockets.dns_udp {
+        listeners.spawn(stoppable(stopping.clone(), dns::serve_udp(Arc::clone(&names), socket)));
+    }
+    for listener in sockets.dns_tcp {
+        listeners.spawn(stoppable(stopping.clone(), dns::serve_tcp(Arc::clone(&names), listener)));
+    }
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("all doors are open")]);
+    tracing::info!(domain = %doors.settings.domain, "opened the doors");
+
+    let ended = tokio::select! {
+        () = stop => Ok(()),
+        kept = &mut zone_kept => Err(ServeError::Bus(kept.ok().and_then(Result::err))),
+    };
+    notify(&[sd_notify::NotifyState::Stopping]);
+    stopping.cancel();
+    zone_kept.abort();
+    listeners.close();
+    doors.pushes.close();
+    let finished = async {
+        listeners.wait().await;
+        doors.pushes.wait().await;
+    };
+    if tokio::time::timeout(doors.settings.stop_timeout, finished).await.is_err() {
+        tracing::warn!("stopped although the agent has not heard of every push");
+    }
+    tracing::info!("closed the doors");
+    ended
+}
+
+async fn stoppable(stopping: CancellationToken, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        () = task => {}
+    }
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "could not notify systemd");
+    }
+}

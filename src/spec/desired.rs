@@ -22,6 +22,8 @@ pub struct Deployment {
     pub by: KeyId,
     /// Seconds since 1970.
     pub at: u64,
+    /// Whether all its instances got ready once. Only such a deployment is gone back to.
+    pub proven: bool,
     pub instances: BTreeMap<InstanceName, Instance>,
 }
 

@@ -1,1 +1,63 @@
-//! (being written)
+//! A store made of memory, for tests: it remembers as long as someone holds it, and can be told to fail.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use crate::state::{Batch, Memory, State, StateError};
+
+/// A store that forgets. Clones share what they remember, so that a test can stop an agent and start another one.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryState {
+    memory: Arc<Mutex<Memory>>,
+    failing: Arc<AtomicBool>,
+}
+
+impl MemoryState {
+    /// A store that remembers this.
+    pub fn with(memory: Memory) -> Self {
+        Self { memory: Arc::new(Mutex::new(memory)), failing: Arc::default() }
+    }
+
+    /// What is remembered now.
+    pub fn memory(&self) -> Memory {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes every commit fail from now on, as a full disk would, or stops that.
+    pub fn fail(&self, failing: bool) {
+        self.failing.store(failing, Ordering::SeqCst);
+    }
+}
+
+impl State for MemoryState {
+    async fn load(&self) -> Result<Memory, StateError> {
+        Ok(self.memory())
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<(), StateError> {
+        if self.failing.load(Ordering::SeqCst) {
+            return Err(StateError::Sync(std::io::ErrorKind::StorageFull.into()));
+        }
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        batch.into_iter().for_each(|change| memory.apply(change));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{spec::address::Lease, state::Change};
+
+    #[tokio::test]
+    async fn a_clone_remembers_the_same_and_a_failing_commit_changes_nothing() {
+        let state = MemoryState::default();
+        let id: crate::spec::name::InstanceId = "s-aaaaaaaaaaaa/web".parse().expect("valid");
+        state.commit(vec![Change::Lease(id.clone(), Some(Lease(3)))]).await.expect("memory has room");
+        state.fail(true);
+        state.commit(vec![Change::Lease(id.clone(), None)]).await.expect_err("told to fail");
+        assert_eq!(state.clone().load().await.expect("memory can be read").leases[&id], Lease(3));
+    }
+}

@@ -10,12 +10,15 @@
 //! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
 //! | `invite/<id>` | [`Invite`] | by the operator; removed when spent or revoked |
 //!
-//! Every change is one [`Batch`], applied whole or not at all, and durable when [`State::commit`] returns. A crash between a commit
+//! The agent's store is [`sled`]: a journal in front, sled for what is older; its module says which files, and what a crash leaves in
+//! them. Every change is one [`Batch`], applied whole or not at all, and durable when [`State::commit`] returns. A crash between a commit
 //! and what follows from it leaves work that the next start finds: an `ask` that is deployed again (deploying is idempotent), a `want`
 //! that is not running yet, a lease whose instance is in no `want`, which is dropped.
 #![allow(clippy::disallowed_methods, reason = "this room keeps files")]
 
+pub mod journal;
 pub mod memory;
+pub mod record;
 pub mod sled;
 
 use std::future::Future;
@@ -116,6 +119,14 @@ pub enum StateError {
     Write(#[from] ::sled::Error),
     #[error("could not sync the state to the disk")]
     Sync(#[from] std::io::Error),
+    /// Not by a crash: what was once on the disk is no longer what it was.
+    #[error("{path} is damaged at byte {at}: restore it from a backup, or move it away to start without what it holds")]
+    Damaged { path: std::path::PathBuf, at: u64 },
+    #[error("{path} is in use by another agent: stop it first")]
+    InUse { path: std::path::PathBuf },
+    /// An earlier error left unclear what is on the disk.
+    #[error("the state takes no more writes since a write failed: restart the agent once the disk is well")]
+    Stopped,
 }
 
 impl Memory {

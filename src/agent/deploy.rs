@@ -1,0 +1,510 @@
+//! One deploy: from a commit to running instances, or to the stage that failed, the lines that matter and what to do.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Agent, Event, Queued, Shared, chain, job::Job, logs, now};
+use crate::{
+    build::{self, BuildError, Builder, Evaluated, source},
+    bus::{Level, Outcome, Stage},
+    host::{Guest, Host},
+    spec::{
+        desired::{self, Change as InstanceChange, Deployment},
+        instance::Instance,
+        manifest::{self, Manifest, Problem},
+        name::{Generation, InstanceId, InstanceName, Namespace},
+    },
+    state::{Ask, Change, State},
+};
+
+/// The most instances that one flake may have.
+const MAX_INSTANCES: usize = 64;
+
+/// Resolves when the machine was brought to what was accepted, as far as `id` is concerned, or could not be.
+pub struct Settled {
+    pub id: InstanceId,
+    pub done: oneshot::Receiver<Result<(), String>>,
+}
+
+/// What to do with a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Deploy,
+    /// Evaluate and say what would change.
+    Plan,
+}
+
+/// How a deploy failed; what to say about it has been said.
+struct Failed(Stage);
+
+impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
+    /// Puts a deploy in the queue of its namespace. The newest wins: one that waits there is superseded.
+    pub(super) fn enqueue(&mut self, namespace: Namespace, ask: Ask) -> Job {
+        let job = self.jobs.create(namespace.clone());
+        if self.deploying.contains_key(&namespace) {
+            job.say(Stage::Queue, Level::Info, "waiting for the deploy that is under way");
+        } else if self.deploying.len() >= self.shared.settings.parallel {
+            job.say(Stage::Queue, Level::Info, "waiting for a free builder");
+        }
+        let queued = Queued { ask, job: job.clone() };
+        if let Some(older) = self.queued.insert(namespace, queued) {
+            older.job.end(Stage::Queue, Outcome::Superseded, "a newer push took its place");
+        }
+        job
+    }
+
+    /// Starts queued deploys: one at a time for each namespace, so many at once in all.
+    pub(super) fn start_queued(&mut self) {
+        while self.deploying.len() < self.shared.settings.parallel {
+            let next = self.queued.keys().find(|namespace| !self.deploying.contains_key(*namespace)).cloned();
+            let Some(namespace) = next else { return };
+            let Some(Queued { ask, job }) = self.queued.remove(&namespace) else { return };
+            self.deploying.insert(namespace.clone(), job.clone());
+            let deploy = self.deploy(namespace, ask, job);
+            tokio::spawn(deploy.run());
+        }
+    }
+
+    /// Evaluates a commit and says what deploying it would change. Not queued: it touches nothing.
+    pub(super) fn start_plan(&mut self, namespace: Namespace, ask: Ask) -> Job {
+        let job = self.jobs.create(namespace.clone());
+        let deploy = self.deploy(namespace, ask, job.clone());
+        tokio::spawn(deploy.plan_only());
+        job
+    }
+
+    fn deploy(&self, namespace: Namespace, ask: Ask, job: Job) -> Deploy<H, B> {
+        let before = self.memory.wants.get(&namespace).cloned();
+        let past = self.memory.past.iter().filter(|((other, _), _)| *other == namespace);
+        let kept: Vec<Deployment> = past.map(|(_, deployment)| deployment.clone()).collect();
+        // The latest is last: the key ends with the time.
+        let good = before.iter().chain(kept.iter().rev()).find(|deployment| deployment.proven).cloned();
+        Deploy { shared: self.shared.clone(), namespace, ask, job, before, good, kept }
+    }
+
+    /// Remembers that what is wanted now may be gone back to.
+    pub(super) async fn proven(&mut self, namespace: &Namespace) {
+        let Some(want) = self.memory.wants.get(namespace).filter(|want| !want.proven) else { return };
+        let want = Deployment { proven: true, ..want.clone() };
+        if self.commit(vec![Change::Want(namespace.clone(), Some(want))]).await.is_err() {
+            tracing::warn!(%namespace, "this deployment will not be gone back to");
+        }
+    }
+
+    /// Forgets the ask if it is still the one that was worked on.
+    pub(super) async fn deploy_ended(&mut self, namespace: Namespace, ask: Option<Ask>) {
+        self.deploying.remove(&namespace);
+        if ask.is_some() && self.memory.asks.get(&namespace) == ask.as_ref() {
+            let forget = vec![Change::Ask(namespace.clone(), None)];
+            if self.commit(forget).await.is_err() {
+                tracing::warn!(%namespace, "a deploy that has ended will be made again at the next start");
+            }
+        }
+    }
+}
+
+struct Deploy<H, B> {
+    shared: Arc<Shared<H, B>>,
+    namespace: Namespace,
+    ask: Ask,
+    job: Job,
+    /// What is wanted now.
+    before: Option<Deployment>,
+    /// The latest deployment that got ready: what is gone back to.
+    good: Option<Deployment>,
+    /// Replaced deployments whose systems are kept.
+    kept: Vec<Deployment>,
+}
+
+impl<H: Host, B: Builder> Deploy<H, B> {
+    fn info(&self, stage: Stage, text: impl Into<String>) {
+        self.job.say(stage, Level::Info, text);
+    }
+
+    fn error(&self, stage: Stage, text: impl Into<String>) {
+        self.job.say(stage, Level::Error, text);
+    }
+
+    async fn run(self) {
+        let span = tracing::info_span!("deploy", namespace = %self.namespace, commit = %self.ask.commit, job = %self.job.name);
+        tracing::info!(parent: &span, "began");
+        let (outcome, stage, text) = match self.deploy().await {
+            Ok(text) => (Outcome::Done, Stage::Run, text),
+            Err(Failed(stage)) => (Outcome::Failed, stage, "nothing else was changed; mend it and push again".to_owned()),
+        };
+        tracing::info!(parent: &span, ?outcome, ?stage, "ended");
+        // First the state, then the word: who hears the end finds the host in that state.
+        drop(self.shared.events.send(Event::DeployEnded(self.namespace.clone(), Some(self.ask.clone()))).await);
+        self.job.end(stage, outcome, text);
+    }
+
+    async fn plan_only(self) {
+        let (outcome, stage, text) = match self.evaluate().await {
+            Err(Failed(stage)) => (Outcome::Failed, stage, "nothing was changed".to_owned()),
+            Ok((_, manifests, evaluated)) => {
+                self.say_changes(&self.foreseen(&manifests, &evaluated));
+                (Outcome::Done, Stage::Plan, "this is a plan: nothing was changed; push without -o plan to deploy".to_owned())
+            }
+        };
+        self.job.end(stage, outcome, text);
+    }
+
+    /// Everything, in order. Returns what to say at the end.
+    async fn deploy(&self) -> Result<String, Failed> {
+        let (build_job, manifests, evaluated) = self.evaluate().await?;
+        let changes = self.foreseen(&manifests, &evaluated);
+        let instances = self.realise(&build_job, manifests, &evaluated).await?;
+        self.say_changes(&changes);
+
+        let old = self.before.as_ref().map(|before| before.instances.clone()).unwrap_or_default();
+        // What was wanted but never got ready (the agent was stopped meanwhile, say) has still to show that it does.
+        let proven = self.before.as_ref().is_none_or(|before| before.proven);
+        let touched: BTreeSet<InstanceName> = desired::changes(&old, &instances)
+            .into_iter()
+            .filter(|(_, change)| *change != InstanceChange::Keep || !proven)
+            .map(|(name, _)| name)
+            .collect();
+        let deployment = self.deployment(instances);
+        let systems: Vec<_> = std::iter::once(&deployment)
+            .chain(&self.before)
+            .chain(&self.good)
+            .chain(&self.kept)
+            .flat_map(|deployment| deployment.instances.values().map(|instance| instance.toplevel.clone()))
+            .collect();
+        let failed = self.bring_up(deployment.clone(), &touched).await?;
+        if failed.is_empty() {
+            drop(self.shared.events.send(Event::Proven(self.namespace.clone())).await);
+            if let Err(error) = self.shared.builder.retain(&self.namespace, &systems).await {
+                tracing::warn!(error = %chain(&error), "old systems are kept until the next deploy");
+            }
+            return Ok(self.summary(&deployment));
+        }
+        self.go_back(deployment, failed).await;
+        Err(Failed(Stage::Boot))
+    }
+
+    fn deployment(&self, instances: BTreeMap<InstanceName, Instance>) -> Deployment {
+        Deployment {
+            generation: Generation::of(instances.iter().map(|(name, instance)| (name, &instance.toplevel))),
+            commit: self.ask.commit.clone(),
+            reference: self.ask.reference.clone(),
+            by: self.ask.by.clone(),
+            at: now(),
+            proven: false,
+            instances,
+        }
+    }
+
+    /// Source archive, evaluation, and every check that needs no build.
+    async fn evaluate(&self) -> Result<(build::Job, BTreeMap<InstanceName, Manifest>, BTreeMap<String, Evaluated>), Failed> {
+        let settings = &self.shared.settings;
+        let archive = settings.work.join(format!("{}.tar", self.job.name));
+        let repository = settings.repositories.join(format!("{}.git", self.ask.repo));
+        let (commit, target) = (self.ask.commit.clone(), archive.clone());
+        let exported = tokio::task::spawn_blocking(move || source::export(&repository, &commit, &target)).await;
+        if let Err(error) = exported.map_err(|error| error.to_string()).and_then(|done| done.map_err(|error| chain(&error))) {
+            self.error(Stage::Eval, error);
+            return Err(Failed(Stage::Eval));
+        }
+        let job = build::Job { name: self.job.name.clone(), namespace: self.namespace.clone(), source: archive.clone() };
+        self.info(Stage::Eval, format!("evaluating {} at {}", self.ask.reference.short(), &self.ask.commit.as_str()[..12]));
+        let log = self.log(Stage::Eval);
+        let evaluated = self.shared.builder.eval(&job, log).await;
+        // It was read, or could not be; either way nobody needs it any more.
+        drop(std::fs::remove_file(&archive));
+        let evaluated = evaluated.map_err(|error| self.build_failed(Stage::Eval, error))?;
+
+        let manifests = self.check(&evaluated).map_err(|problems| {
+            for problem in problems {
+                self.error(Stage::Eval, problem.to_string());
+            }
+            Failed(Stage::Eval)
+        })?;
+        let names: Vec<&str> = manifests.keys().map(InstanceName::as_str).collect();
+        let count = names.len();
+        self.info(Stage::Eval, format!("{} ({count} instance{})", names.join(", "), if count == 1 { "" } else { "s" }));
+        Ok((job, manifests, evaluated))
+    }
+
+    /// Every problem of every instance, at once.
+    fn check(&self, evaluated: &BTreeMap<String, Evaluated>) -> Result<BTreeMap<InstanceName, Manifest>, Vec<Problem>> {
+        let mut problems = Vec::new();
+        if evaluated.is_empty() {
+            problems.push(Problem::new("seeds", "is empty: give it at least one instance, as seeds.web = seed.lib.mkSeed { … }"));
+        }
+        if evaluated.len() > MAX_INSTANCES {
+            let what = format!("has {} instances: one flake may have {MAX_INSTANCES}", evaluated.len());
+            return Err(vec![Problem::new("seeds", what)]);
+        }
+        let mut manifests = BTreeMap::new();
+        for (attribute, evaluated) in evaluated {
+            match manifest::read(attribute, &evaluated.meta) {
+                Ok(manifest) => drop(manifests.insert(manifest.name.clone(), manifest)),
+                Err(found) => problems.extend(found),
+            }
+        }
+        if let Some(before) = &self.before {
+            let after = self.instances(&manifests, |name| Some((evaluated.get(name)?.out.clone(), Vec::new(), String::new())));
+            problems.extend(desired::check_change(&before.instances, &after));
+        }
+        if problems.is_empty() { Ok(manifests) } else { Err(problems) }
+    }
+
+    /// The instances of `manifests`, each with the system that `system` gives for it: toplevel, closure, kernel parameters.
+    fn instances(
+        &self,
+        manifests: &BTreeMap<InstanceName, Manifest>,
+        mut system: impl FnMut(&str) -> Option<(crate::spec::name::StorePath, Vec<crate::spec::name::StorePath>, String)>,
+    ) -> BTreeMap<InstanceName, Instance> {
+        let instance = |(name, manifest): (&InstanceName, &Manifest)| {
+            let (toplevel, closure, kernel_params) = system(name.as_str())?;
+            let Manifest { name: _, size, ports, volumes, rollout, acme, shoot, tpm } = manifest.clone();
+            let made = Instance { toplevel, kernel_params, closure, size, ports, volumes, rollout, acme, shoot, tpm };
+            Some((name.clone(), made))
+        };
+        manifests.iter().filter_map(instance).collect()
+    }
+
+    /// What will change, as far as it is known before the build: closure and kernel parameters follow from the system's path.
+    fn foreseen(
+        &self,
+        manifests: &BTreeMap<InstanceName, Manifest>,
+        evaluated: &BTreeMap<String, Evaluated>,
+    ) -> BTreeMap<InstanceName, InstanceChange> {
+        let old = self.before.as_ref().map(|before| before.instances.clone()).unwrap_or_default();
+        let new = self.instances(manifests, |name| {
+            let out = evaluated.get(name)?.out.clone();
+            let same = old.values().find(|instance| instance.toplevel == out);
+            let (closure, params) = same.map(|same| (same.closure.clone(), same.kernel_params.clone())).unwrap_or_default();
+            Some((out, closure, params))
+        });
+        desired::changes(&old, &new)
+    }
+
+    fn say_changes(&self, changes: &BTreeMap<InstanceName, InstanceChange>) {
+        for (name, change) in changes {
+            let text = match change {
+                InstanceChange::Start => format!("{name}: start (new)"),
+                InstanceChange::Restart(reasons) => format!("{name}: restart ({})", reasons.join(", ")),
+                InstanceChange::Keep => format!("{name}: unchanged, not touched"),
+                InstanceChange::Remove => format!("{name}: remove (no longer in the flake; its volumes are kept)"),
+            };
+            self.info(Stage::Plan, text);
+        }
+    }
+
+    async fn realise(
+        &self,
+        job: &build::Job,
+        manifests: BTreeMap<InstanceName, Manifest>,
+        evaluated: &BTreeMap<String, Evaluated>,
+    ) -> Result<BTreeMap<InstanceName, Instance>, Failed> {
+        self.info(Stage::Build, format!("building {} system{}", evaluated.len(), if evaluated.len() == 1 { "" } else { "s" }));
+        let began = std::time::Instant::now();
+        let realised = self.shared.builder.realise(job, evaluated, self.log(Stage::Build)).await;
+        let realised = realised.map_err(|error| self.build_failed(Stage::Build, error))?;
+        let paths: BTreeSet<_> = realised.values().flat_map(|system| &system.closure).collect();
+        self.info(Stage::Build, format!("built: {} store paths in {:.1} s", paths.len(), began.elapsed().as_secs_f32()));
+        Ok(self.instances(&manifests, |name| {
+            let system = realised.get(name)?;
+            Some((system.toplevel.clone(), system.closure.clone(), system.kernel_params.clone()))
+        }))
+    }
+
+    fn build_failed(&self, stage: Stage, error: BuildError) -> Failed {
+        match error {
+            BuildError::Failed { what, lines, remedy } => {
+                self.error(stage, what);
+                for line in lines {
+                    self.job.say(stage, Level::Detail, line);
+                }
+                if !remedy.is_empty() {
+                    self.error(stage, remedy);
+                }
+            }
+            BuildError::Host(what) => {
+                tracing::error!(error = what, "a build could not be run");
+                self.error(
+                    stage,
+                    format!("this host could not do it: {what}; its operator finds more in the journal of seed-agent"),
+                );
+            }
+        }
+        Failed(stage)
+    }
+
+    /// A sender whose lines become details of the job.
+    fn log(&self, stage: Stage) -> mpsc::Sender<String> {
+        let (sender, mut lines) = mpsc::channel::<String>(256);
+        let job = self.job.clone();
+        tokio::spawn(async move {
+            while let Some(line) = lines.recv().await {
+                job.say(stage, Level::Detail, line);
+            }
+        });
+        sender
+    }
+
+    /// Has the deployment accepted, and waits until every instance that it touches is ready or has failed. Returns those that failed.
+    async fn bring_up(&self, deployment: Deployment, touched: &BTreeSet<InstanceName>) -> Result<Vec<InstanceName>, Failed> {
+        let wanted: BTreeSet<InstanceName> = deployment.instances.keys().cloned().collect();
+        let settled = self.accept(deployment).await?;
+        let ready = settled.into_iter().filter(|settled| touched.contains(&settled.id.name)).map(|settled| {
+            let runs = wanted.contains(&settled.id.name);
+            async move {
+                let name = settled.id.name.clone();
+                (name, self.wait_ready(settled, runs).await)
+            }
+        });
+        let ready = futures_util::future::join_all(ready).await;
+        Ok(ready.into_iter().filter(|(_, ready)| !ready).map(|(name, _)| name).collect())
+    }
+
+    async fn accept(&self, deployment: Deployment) -> Result<Vec<Settled>, Failed> {
+        let (answer, accepted) = oneshot::channel();
+        let event = Event::Accept(self.namespace.clone(), deployment, answer);
+        let refused = |text: String| {
+            self.error(Stage::Plan, text);
+            Failed(Stage::Plan)
+        };
+        let stopping = || "the agent is stopping; the deploy goes on when it is back".to_owned();
+        self.shared.events.send(event).await.map_err(|_| refused(stopping()))?;
+        let accepted = accepted.await.map_err(|_| refused(stopping()))?;
+        accepted.map_err(|refusal| refused(super::request::text(&refusal)))
+    }
+
+    /// Waits until the instance is ready (or gone, if it is not to run), saying how far it is. Returns whether it is.
+    async fn wait_ready(&self, settled: Settled, runs: bool) -> bool {
+        let Settled { id, done } = settled;
+        let result = done.await.unwrap_or_else(|_| Err("the agent is stopping".to_owned()));
+        if let Err(text) = result {
+            self.error(Stage::Boot, format!("{}: {text}", id.name));
+            return false;
+        }
+        if !runs {
+            self.info(Stage::Run, format!("{}: stopped; its volumes are kept", id.name));
+            return true;
+        }
+        let ready = wait_for_guest(&self.shared, &id, |text| self.info(Stage::Boot, format!("{}: {text}", id.name))).await;
+        match ready {
+            Ok(guest) => {
+                self.info(
+                    Stage::Run,
+                    format!("{} is {}", id.name, if guest.status_text.is_empty() { "running" } else { &guest.status_text }),
+                );
+                self.say_failed_units(&id).await;
+                true
+            }
+            Err(text) => {
+                self.error(Stage::Boot, format!("{}: {text}", id.name));
+                for line in logs::last_words(&self.shared.host, &id, 25).await {
+                    self.job.say(Stage::Boot, Level::Detail, line);
+                }
+                false
+            }
+        }
+    }
+
+    /// A guest that is up but has failed units runs; the pusher should know all the same.
+    async fn say_failed_units(&self, id: &InstanceId) {
+        for unit in logs::failed_units(&self.shared.host, id).await {
+            self.error(Stage::Run, format!("{}: {unit} failed in the guest: see `logs {}`", id.name, id.name));
+        }
+    }
+
+    /// Starts the previous version of what failed again; what came up stays.
+    async fn go_back(&self, mut deployment: Deployment, failed: Vec<InstanceName>) {
+        let old = self.good.as_ref().map(|good| good.instances.clone()).unwrap_or_default();
+        let touched: BTreeSet<InstanceName> = failed.iter().cloned().collect();
+        for name in &failed {
+            match old.get(name) {
+                Some(before) => {
+                    self.info(Stage::Boot, format!("{name}: starting the previous version again"));
+                    deployment.instances.insert(name.clone(), before.clone());
+                }
+                None => {
+                    self.info(Stage::Boot, format!("{name}: stopping it: there is no previous version; its volumes are kept"));
+                    deployment.instances.remove(name);
+                }
+            }
+        }
+        let back = self.deployment(deployment.instances);
+        let Ok(still) = self.bring_up(back, &touched).await else { return };
+        if still.is_empty() {
+            drop(self.shared.events.send(Event::Proven(self.namespace.clone())).await);
+        }
+        for name in still {
+            self.error(Stage::Boot, format!("{name}: the previous version did not come up either: see `logs {name}`"));
+        }
+    }
+
+    fn summary(&self, deployment: &Deployment) -> String {
+        let suffix = format!("{}.{}", self.namespace, self.shared.settings.layout.domain);
+        let names: Vec<String> = deployment.instances.keys().map(|name| format!("{name}.{suffix}")).collect();
+        format!("generation {} runs: {}", deployment.generation, names.join(", "))
+    }
+}
+
+/// Waits until a guest that was just started is ready. Says each step through `say`; fails with the reason.
+pub(super) async fn wait_for_guest<H: Host, B: Builder>(
+    shared: &Shared<H, B>,
+    id: &InstanceId,
+    mut say: impl FnMut(&str),
+) -> Result<Guest, String> {
+    let mut changed = shared.changed.subscribe();
+    let mut said = String::new();
+    let limit = Duration::from_secs(u64::from(shared.settings.layout.boot_timeout_secs) + 30);
+    let deadline = tokio::time::Instant::now() + limit;
+    let mut idle_since = None;
+    loop {
+        changed.mark_unchanged();
+        let guests = shared.host.inspect(std::slice::from_ref(id)).await.map_err(|error| chain(&error))?;
+        let guest = guests.into_iter().next().unwrap_or_default();
+        if guest.status_text != said && guest.active_state == "activating" {
+            said.clone_from(&guest.status_text);
+            say(&said);
+        }
+        match guest.active_state.as_str() {
+            "active" => return Ok(guest),
+            "failed" => return Err(failure(&guest)),
+            // The first boot of this version ended before it was ready: systemd would try again, but the answer is known.
+            "activating" if guest.sub_state.starts_with("auto-restart") || guest.restarts > 0 => return Err(failure(&guest)),
+            "inactive" if guest.result != "success" && !guest.result.is_empty() => return Err(failure(&guest)),
+            _ => {}
+        }
+        // While its helpers start, the unit is still inactive; for longer only if one of them does not, or somebody stopped it.
+        let now = tokio::time::Instant::now();
+        let idle = *idle_since.get_or_insert(now);
+        match guest.active_state.as_str() {
+            "inactive" | "deactivating" if now - idle > Duration::from_secs(20) => return Err(failure(&guest)),
+            "inactive" | "deactivating" => {}
+            _ => idle_since = None,
+        }
+        if now >= deadline {
+            return Err(format!("not ready after {} s", limit.as_secs()));
+        }
+        tokio::select! {
+            // Cancel-safe: the turn is compared, not consumed.
+            _ = changed.changed() => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+fn failure(guest: &Guest) -> String {
+    let what = match guest.result.as_str() {
+        "timeout" => "the guest did not get ready in time",
+        "protocol" => "the guest stopped before it was ready (it panicked, or powered off)",
+        "oom-kill" => "it ran out of memory: take a larger seed.size",
+        "exit-code" | "signal" | "core-dump" => "the virtual machine ended before the guest was ready",
+        "start-limit-hit" => "it failed too often in a short time",
+        "dependency" => "a helper of the virtual machine did not start",
+        _ => "the guest did not get ready",
+    };
+    if guest.status_text.is_empty() { what.to_owned() } else { format!("{what}; it had come as far as: {}", guest.status_text) }
+}

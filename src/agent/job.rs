@@ -1,0 +1,210 @@
+//! Jobs: what a deploy or a restart says while it goes on, kept so that anybody may follow it from its beginning.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::watch};
+
+use crate::{
+    bus::{Level, Outcome, Progress, Stage},
+    spec::name::Namespace,
+};
+
+/// How many lines one job keeps. A build that says more loses its oldest `detail` lines.
+const MAX_LINES: usize = 2_000;
+/// How many ended jobs can still be followed.
+const MAX_ENDED: usize = 200;
+
+/// One job. Cloning shares it.
+#[derive(Clone)]
+pub struct Job {
+    pub name: String,
+    pub namespace: Namespace,
+    lines: Arc<Mutex<Lines>>,
+    /// Bumped at every line.
+    turn: Arc<watch::Sender<u64>>,
+}
+
+#[derive(Default)]
+struct Lines {
+    kept: VecDeque<Progress>,
+    /// How many lines were dropped from the front.
+    dropped: usize,
+    ended: bool,
+}
+
+impl Job {
+    /// A job that has said nothing yet.
+    pub fn new(name: String, namespace: Namespace) -> Self {
+        Self { name, namespace, lines: Arc::default(), turn: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Adds a line.
+    pub fn say(&self, stage: Stage, level: Level, text: impl Into<String>) {
+        self.push(Progress { at: now_ms(), stage, level, text: text.into(), outcome: None });
+    }
+
+    /// Adds the last line; whatever comes later is dropped.
+    pub fn end(&self, stage: Stage, outcome: Outcome, text: impl Into<String>) {
+        let level = if outcome == Outcome::Failed { Level::Error } else { Level::Info };
+        self.push(Progress { at: now_ms(), stage, level, text: text.into(), outcome: Some(outcome) });
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&self) -> bool {
+        self.lines.lock().expect("no panic while held").ended
+    }
+
+    fn push(&self, progress: Progress) {
+        let mut lines = self.lines.lock().expect("no panic while held");
+        if lines.ended {
+            return;
+        }
+        lines.ended = progress.outcome.is_some();
+        lines.kept.push_back(progress);
+        if lines.kept.len() > MAX_LINES {
+            lines.kept.pop_front();
+            lines.dropped += 1;
+        }
+        drop(lines);
+        self.turn.send_modify(|turn| *turn += 1);
+    }
+
+    /// The lines from number `from` on, the number after the last, and whether the job has ended.
+    fn lines_from(&self, from: usize) -> (Vec<Progress>, usize, bool) {
+        let lines = self.lines.lock().expect("no panic while held");
+        let skip = from.saturating_sub(lines.dropped);
+        let next = lines.dropped + lines.kept.len();
+        (lines.kept.iter().skip(skip).cloned().collect(), next, lines.ended)
+    }
+
+    /// A pipe that carries the job from its beginning, a JSON line each, and is closed after the last.
+    pub fn follow(&self) -> std::io::Result<OwnedFd> {
+        let (mut sender, reader) = pipe_pair()?;
+        let job = self.clone();
+        tokio::spawn(async move {
+            let mut turn = job.turn.subscribe();
+            let mut from = 0;
+            loop {
+                turn.mark_unchanged();
+                let (lines, next, ended) = job.lines_from(from);
+                from = next;
+                for line in lines {
+                    let mut text = serde_json::to_vec(&line).expect("plain data is JSON");
+                    text.push(b'\n');
+                    if sender.write_all(&text).await.is_err() {
+                        return;
+                    }
+                }
+                if ended || turn.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(reader)
+    }
+
+    /// Waits until it has ended and returns how.
+    pub async fn outcome(&self) -> Outcome {
+        let mut turn = self.turn.subscribe();
+        loop {
+            turn.mark_unchanged();
+            let (lines, _, _) = self.lines_from(0);
+            if let Some(outcome) = lines.last().and_then(|line| line.outcome) {
+                return outcome;
+            }
+            if turn.changed().await.is_err() {
+                return Outcome::Failed;
+            }
+        }
+    }
+
+    /// Everything said so far, for tests and for what remains of an ended job.
+    pub fn transcript(&self) -> Vec<Progress> {
+        self.lines_from(0).0
+    }
+}
+
+/// A pipe: the end that is written here, and the end that goes over the bus.
+pub fn pipe_pair() -> std::io::Result<(pipe::Sender, OwnedFd)> {
+    let (sender, receiver) = pipe::pipe()?;
+    // The reader is another process with its own ideas about blocking.
+    Ok((sender, receiver.into_blocking_fd()?))
+}
+
+fn now_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// The jobs that can be followed, and the names of new ones.
+pub struct Jobs {
+    /// Part of each name, so that names of an earlier life of the agent are not used again.
+    epoch: u64,
+    count: u64,
+    jobs: BTreeMap<String, Job>,
+    order: VecDeque<String>,
+}
+
+impl Jobs {
+    /// No jobs. `epoch` differs between lives of the agent: seconds since 1970.
+    pub fn new(epoch: u64) -> Self {
+        Self { epoch, count: 0, jobs: BTreeMap::new(), order: VecDeque::new() }
+    }
+
+    /// A new job; the oldest ended ones are forgotten.
+    pub fn create(&mut self, namespace: Namespace) -> Job {
+        self.count += 1;
+        let job = Job::new(format!("{:x}-{}", self.epoch, self.count), namespace);
+        self.jobs.insert(job.name.clone(), job.clone());
+        self.order.push_back(job.name.clone());
+        while self.order.len() > MAX_ENDED {
+            let oldest = self.order.pop_front().unwrap_or_default();
+            if self.jobs.get(&oldest).is_some_and(|job| !job.ended()) {
+                self.order.push_back(oldest);
+                break;
+            }
+            self.jobs.remove(&oldest);
+        }
+        job
+    }
+
+    /// The job of that name, if it is still known.
+    pub fn get(&self, name: &str) -> Option<&Job> {
+        self.jobs.get(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::spec::name::FlakeUri;
+
+    #[tokio::test]
+    async fn a_follower_gets_every_line_from_the_beginning_and_then_the_end() {
+        let namespace = "silo:x".parse::<FlakeUri>().unwrap().namespace();
+        let mut jobs = Jobs::new(7);
+        let job = jobs.create(namespace);
+        job.say(Stage::Eval, Level::Info, "one");
+        let fd = job.follow().unwrap();
+        job.say(Stage::Build, Level::Detail, "two");
+        job.end(Stage::Run, Outcome::Done, "three");
+        job.say(Stage::Run, Level::Info, "never");
+        let text = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            std::fs::File::from(fd).read_to_string(&mut text).unwrap();
+            text
+        })
+        .await
+        .unwrap();
+        let said: Vec<Progress> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(said.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["one", "two", "three"]);
+        assert_eq!(said[2].outcome, Some(Outcome::Done));
+        assert_eq!(job.outcome().await, Outcome::Done);
+        assert_eq!(jobs.get(&job.name).map(|job| job.transcript().len()), Some(3));
+    }
+}

@@ -1,0 +1,132 @@
+//! What a person means by a name: which instances they may see, and which of them `web`, `my-app/web` or `s-…/web` is.
+
+use crate::{
+    bus::Refusal,
+    spec::{
+        access::{self, Principal, Verb},
+        name::{FlakeUri, InstanceId, Namespace},
+    },
+    state::{Memory, Plant},
+};
+
+/// Whether `who` may operate what was planted as `plant`.
+pub fn may_operate(memory: &Memory, who: &Principal, plant: &Plant) -> bool {
+    let FlakeUri::Silo(name) = &plant.uri;
+    match memory.repos.get(name) {
+        Some(repository) => access::may(who, Verb::Operate, repository),
+        None => *who == Principal::Operator,
+    }
+}
+
+/// The plants that `who` may see, those that match `filter` (a repository or a namespace) or all if it is empty.
+pub fn plants<'a>(memory: &'a Memory, who: &Principal, filter: &str) -> Result<Vec<&'a Plant>, Refusal> {
+    let visible: Vec<&Plant> = memory.plants.values().filter(|plant| may_operate(memory, who, plant)).collect();
+    if filter.is_empty() {
+        return Ok(visible);
+    }
+    let found: Vec<&Plant> = visible.iter().copied().filter(|plant| is_called(plant, filter)).collect();
+    if found.is_empty() {
+        let names = visible.iter().map(|plant| repository(plant));
+        return Err(Refusal::NotFound(format!("you have no repository {filter:?}{}", candidates(names))));
+    }
+    Ok(found)
+}
+
+/// The one instance that `who` calls `name`.
+pub fn instance(memory: &Memory, who: &Principal, name: &str) -> Result<InstanceId, Refusal> {
+    let (place, wanted) = name.split_once('/').map_or((None, name), |(place, wanted)| (Some(place), wanted));
+    let mut found = Vec::new();
+    let mut all = Vec::new();
+    for plant in memory.plants.values().filter(|plant| may_operate(memory, who, plant)) {
+        let Some(deployment) = memory.wants.get(&plant.namespace) else { continue };
+        for instance in deployment.instances.keys() {
+            let full = format!("{}/{instance}", repository(plant));
+            if instance.as_str() == wanted && place.is_none_or(|place| is_called(plant, place)) {
+                found.push((full.clone(), InstanceId { namespace: plant.namespace.clone(), name: instance.clone() }));
+            }
+            all.push(full);
+        }
+    }
+    match found.len() {
+        1 => Ok(found.remove(0).1),
+        0 => Err(Refusal::NotFound(format!("you have no instance {name:?}{}", candidates(all.into_iter())))),
+        _ => {
+            let names = found.into_iter().map(|(full, _)| full);
+            Err(Refusal::NotFound(format!("{name:?} is ambiguous{}", candidates(names))))
+        }
+    }
+}
+
+/// The name of the repository that was planted.
+pub fn repository(plant: &Plant) -> String {
+    let FlakeUri::Silo(name) = &plant.uri;
+    name.to_string()
+}
+
+/// The plant of a namespace that `who` may operate.
+pub fn operated<'a>(memory: &'a Memory, who: &Principal, namespace: &Namespace) -> Option<&'a Plant> {
+    memory.plants.get(namespace).filter(|plant| may_operate(memory, who, plant))
+}
+
+fn is_called(plant: &Plant, name: &str) -> bool {
+    plant.namespace.as_str() == name || repository(plant) == name || plant.uri.to_string() == name
+}
+
+fn candidates(names: impl Iterator<Item = String>) -> String {
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    let more = names.len().saturating_sub(20);
+    names.truncate(20);
+    match (names.is_empty(), more) {
+        (true, _) => "; you have none yet: push a repository and `plant` it (`help` says how)".to_owned(),
+        (false, 0) => format!("; there is {}", names.join(", ")),
+        (false, more) => format!("; there is {} and {more} more", names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        agent::samples,
+        spec::access::{Repository, fingerprint},
+    };
+
+    fn memory() -> (Memory, Principal) {
+        let mut memory = Memory::default();
+        let ann = fingerprint(b"ann");
+        for (name, owner, instances) in
+            [("one", &ann, vec!["web", "api"]), ("two", &ann, vec!["web"]), ("secret", &fingerprint(b"bob"), vec!["db"])]
+        {
+            let uri: FlakeUri = format!("silo:{name}").parse().unwrap();
+            let repo = Repository { name: name.parse().unwrap(), owner: owner.clone(), keys: vec![], created: 0 };
+            memory.repos.insert(repo.name.clone(), repo);
+            let namespace = uri.namespace();
+            let plant = Plant { hash: uri.hash(), uri, namespace: namespace.clone(), by: owner.clone(), at: 0 };
+            memory.plants.insert(namespace.clone(), plant);
+            memory.wants.insert(namespace, samples::deployment(&instances));
+        }
+        (memory, Principal::Key(ann))
+    }
+
+    #[test]
+    fn an_instance_is_found_by_its_name_or_the_candidates_are_listed() {
+        let (memory, ann) = memory();
+        assert_eq!(instance(&memory, &ann, "api").unwrap().name.as_str(), "api");
+        assert_eq!(instance(&memory, &ann, "two/web").unwrap().namespace, "silo:two".parse::<FlakeUri>().unwrap().namespace());
+        let said = |name: &str| instance(&memory, &ann, name).unwrap_err().to_string();
+        assert!(said("web").contains("ambiguous; there is one/web, two/web"), "{}", said("web"));
+        assert!(said("nope").contains("there is one/api, one/web, two/web"), "{}", said("nope"));
+        assert!(instance(&memory, &Principal::Operator, "db").is_ok());
+    }
+
+    #[test]
+    fn what_belongs_to_another_is_not_even_named() {
+        let (memory, ann) = memory();
+        let said = instance(&memory, &ann, "db").unwrap_err().to_string();
+        assert!(!said.contains("secret"), "{said}");
+        assert_eq!(plants(&memory, &ann, "").unwrap().len(), 2);
+        assert!(plants(&memory, &ann, "secret").is_err());
+        assert!(plants(&memory, &Principal::Key(fingerprint(b"new")), "").unwrap().is_empty());
+    }
+}

@@ -1,0 +1,426 @@
+//! A push, from the first byte to the last line under it.
+//!
+//! ```text
+//! client ── what is to change ──► checked here, before the pack ──► git receive-pack ── report ──► held
+//!                                                                                                   │
+//! client ◄── flush ◄── progress of the job, as `remote:` lines ◄── agent.Push ◄── refs are synced ◄─┘
+//! ```
+//! From the moment that receive-pack has moved a ref, the agent is told of it, whether or not the client is still there. A deploy that
+//! fails does not undo the push.
+
+mod telling;
+
+use std::{
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    process::{ChildStdin, ChildStdout},
+    time::timeout,
+};
+
+use self::telling::Telling;
+use super::{
+    Doors,
+    ask::{self, Asked},
+    git::{self, Outlet},
+    pktline::{self, Packet, Request, Update},
+    progress,
+    unheard::Mark,
+};
+use crate::{
+    bus::Pushed,
+    spec::name::{KeyId, RefName, RepoName},
+};
+
+/// How long a client may take to say what it wants to change.
+const DECIDE: Duration = Duration::from_secs(300);
+/// How long a client may send nothing in the middle of its pack.
+const IDLE: Duration = Duration::from_secs(600);
+/// How many bytes of a pack that nobody wants are taken, so that the client lives to read why.
+const UNWANTED: u64 = 64 << 20;
+/// How long a pusher waits for an agent that restarts.
+const AGENT_AWAY: Duration = Duration::from_secs(120);
+
+/// One push, as it is served.
+#[derive(Debug)]
+pub struct Push {
+    pub doors: Arc<Doors>,
+    pub who: KeyId,
+    pub name: RepoName,
+    /// How the client reaches our shell: `ssh -p 2222 seed.example`.
+    pub ssh: String,
+}
+
+/// What to do about an accepted push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Deploy,
+    Plan,
+    Async,
+}
+
+impl Push {
+    /// Serves it, and returns the exit code.
+    pub async fn serve<R, W>(self, mut input: R, mut out: Outlet<W>) -> u8
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let opened = match git::open(&self.doors, &self.who, &self.name, "write").await {
+            Ok(opened) => opened,
+            Err(refusal) => {
+                out.send(&pktline::error(&ask::words(&refusal))).await;
+                return refusal.exit_code();
+            }
+        };
+        let path = match git::create(&self.doors, &self.name).await {
+            Ok(path) => path,
+            Err(refusal) => {
+                out.send(&pktline::error(&ask::words(&refusal))).await;
+                return refusal.exit_code();
+            }
+        };
+        let Ok(_slot) = timeout(Duration::from_secs(30), self.doors.push_slots.acquire()).await else {
+            out.send(&pktline::error("this host is serving as many clones and pushes as it can: try again in a minute")).await;
+            return 1;
+        };
+        let mut child = match self.receive_pack(&path).spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                tracing::error!(%error, git = %self.doors.settings.git.display(), "could not start git");
+                out.send(&pktline::error("this host could not start git: tell its operator")).await;
+                return 1;
+            }
+        };
+        let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else { return 1 };
+        let complaints = git::collect(&mut child);
+        let mut stdout = BufReader::with_capacity(64 << 10, stdout);
+        if !advertise(&mut stdout, &mut out).await {
+            out.send(&pktline::error(&format!("this host could not open {}: tell its operator", self.name))).await;
+            drop(stdin);
+            return git::finish(child, complaints, &self.name).await.max(1);
+        }
+
+        let request = match timeout(DECIDE, pktline::read_request(&mut input)).await {
+            Ok(Ok(Some(request))) => request,
+            // It only wanted to see the refs, or left: git ends when its input does.
+            Ok(Ok(None) | Err(pktline::PacketError::Cut)) | Err(_) => {
+                drop(stdin);
+                return git::finish(child, complaints, &self.name).await;
+            }
+            Ok(Err(error)) => {
+                out.send(&pktline::error(&error.to_string())).await;
+                return 2;
+            }
+        };
+        let mode = match self.check(&request, &path) {
+            Ok(mode) => mode,
+            Err(reasons) => {
+                drop((stdin, stdout, child));
+                refuse(&request, &reasons, &mut out).await;
+                let nobody: Option<ChildStdin> = None;
+                // The client is still sending; it reads why when it has finished.
+                drop(timeout(IDLE, pump(input, nobody, Arc::default())).await);
+                return 1;
+            }
+        };
+
+        // A stop waits for pushes from here on; a kill leaves the mark.
+        let token = self.doors.pushes.token();
+        let mark = match (mode, request.updates.is_empty()) {
+            (Mode::Plan, _) | (_, true) => None,
+            _ => match Mark::set(&path, &self.who) {
+                Ok(mark) => Some(Arc::new(mark)),
+                Err(error) => {
+                    tracing::error!(name = %self.name, %error, "could not mark a push");
+                    out.send(&pktline::error("this host cannot write to its disk: tell its operator")).await;
+                    return 1;
+                }
+            },
+        };
+        let turn = self.doors.turns.take(&self.name).await;
+        if stdin.write_all(&request.raw).await.is_err() {
+            if let Some(mark) = &mark {
+                mark.expect(0);
+            }
+            out.send(&pktline::error("git ended before the push began: try again")).await;
+            return git::finish(child, complaints, &self.name).await.max(1);
+        }
+        let started = Instant::now();
+        let sent = Arc::new(AtomicU64::new(0));
+        let pumping = tokio::spawn(pump(input, Some(stdin), Arc::clone(&sent)));
+        let room = request.side_band_room();
+        let report = relay(&mut stdout, &mut out, room).await;
+        let code = git::finish(child, complaints, &self.name).await;
+        let accepted = self.accepted(&request, &report).await;
+        if !accepted.is_empty() {
+            self.settle(&path, &accepted).await;
+        }
+        drop(turn);
+        // From here on the push is a fact: the agent hears of it even if the client is gone.
+        let branches: Vec<&Update> = accepted.iter().filter(|update| update.reference.starts_with("refs/heads/")).collect();
+        if let Some(mark) = &mark {
+            mark.expect(branches.len());
+        }
+        let told: Vec<_> = branches.iter().map(|update| ((*update).clone(), self.tell_agent(update, mode, mark.clone()))).collect();
+        drop(token);
+        if room > 0 && accepted.is_empty() && sent.load(Ordering::Relaxed) > self.doors.settings.max_pack.0 {
+            let limit = self.doors.settings.max_pack;
+            for line in [
+                format!("error: this push is larger than {limit}, the most that this host takes at once."),
+                format!("Push it in parts (git push HOST:{} COMMIT:refs/heads/main for older commits first),", self.name),
+                "or keep large files out of git.".to_owned(),
+            ] {
+                out.send(&pktline::band(2, format!("{line}\n").as_bytes(), room)).await;
+            }
+        }
+        if room == 0 {
+            out.send(&report).await;
+        } else if report.is_empty() && code != 0 {
+            out.send(&pktline::band(3, b"git stopped before it had reported: nothing of this push was kept\n", room)).await;
+        } else {
+            out.send(&pktline::band(1, &report, room)).await;
+            let mut telling = Telling { push: &self, out: &mut out, room, started };
+            telling.all(&opened, told, mode).await;
+        }
+        if room > 0 && !request.updates.is_empty() {
+            out.send(pktline::FLUSH).await;
+        }
+        // Wait for the client to hang up first: what it still sends would otherwise be answered with a broken pipe.
+        let abort = pumping.abort_handle();
+        if timeout(Duration::from_secs(60), pumping).await.is_err() {
+            abort.abort();
+        }
+        self.tidy(path);
+        code
+    }
+
+    fn receive_pack(&self, path: &std::path::Path) -> tokio::process::Command {
+        let limit = format!("receive.maxInputSize={}", self.doors.settings.max_pack.0);
+        let settings = [
+            limit.as_str(),
+            "receive.fsckObjects=true",
+            "receive.advertisePushOptions=true",
+            "receive.autogc=false",
+            "receive.denyDeleteCurrent=refuse",
+            "receive.denyCurrentBranch=ignore",
+            "receive.keepAlive=5",
+            // Every push is one pack: one file to sync, not one for each object.
+            "receive.unpackLimit=1",
+            "receive.certNonceSeed=",
+            "core.fsync=all",
+            "core.logAllRefUpdates=false",
+        ];
+        let mut command = git::git(&self.doors, path, &settings);
+        command.arg("receive-pack").arg(path).stdin(Stdio::piped());
+        command
+    }
+
+    /// What is wrong with a push, for each of its refs; or what to do with it.
+    fn check(&self, request: &Request, path: &std::path::Path) -> Result<Mode, Vec<(String, String)>> {
+        let mut reasons: Vec<Option<String>> = request.updates.iter().map(|update| check_update(update, path)).collect();
+        let mut mode = Mode::Deploy;
+        for option in &request.options {
+            mode = match (option.as_str(), mode) {
+                ("plan", Mode::Deploy | Mode::Plan) => Mode::Plan,
+                ("async", Mode::Deploy | Mode::Async) => Mode::Async,
+                ("plan" | "async", _) => {
+                    reasons.fill(Some("the push options plan and async exclude each other".into()));
+                    break;
+                }
+                (unknown, _) => {
+                    let shown: String = progress::plain(unknown).chars().take(60).collect();
+                    reasons.fill(Some(format!("unknown push option \"{shown}\": there are plan and async")));
+                    break;
+                }
+            };
+        }
+        if request.capabilities.iter().any(|had| had.starts_with("object-format=") && had != "object-format=sha1") {
+            reasons.fill(Some("this repository uses SHA-1 object names".into()));
+        }
+        if !request.updates.is_empty() && !request.can("report-status") && !request.can("report-status-v2") {
+            reasons.fill(Some("this git client cannot read a report: use git 1.6.6 or newer".into()));
+        }
+        if reasons.iter().all(Option::is_none) {
+            return Ok(mode);
+        }
+        let others = || "not pushed, because another ref of this push was refused".to_owned();
+        Err(request
+            .updates
+            .iter()
+            .zip(reasons)
+            .map(|(update, why)| (update.reference.clone(), why.unwrap_or_else(others)))
+            .collect())
+    }
+
+    /// The updates that receive-pack reports as done.
+    async fn accepted(&self, request: &Request, report: &[u8]) -> Vec<Update> {
+        let report = pktline::read_report(report).await;
+        if !report.complete && !request.updates.is_empty() {
+            tracing::warn!(name = %self.name, "git ended without a whole report");
+        }
+        request.updates.iter().filter(|update| report.accepted.contains(&update.reference)).cloned().collect()
+    }
+
+    /// Makes what was accepted durable, and gives a repository its default branch: `main`, else `master`, else the first one pushed.
+    async fn settle(&self, path: &std::path::Path, accepted: &[Update]) {
+        let born = git::default_branch(path).is_some_and(|branch| git::exists(path, &branch));
+        let branches: Vec<RefName> =
+            accepted.iter().filter(|update| !update.deletes()).filter_map(Update::name).filter(RefName::is_branch).collect();
+        let first =
+            ["main", "master"].iter().find_map(|name| branches.iter().find(|branch| branch.short() == *name)).or(branches.first());
+        if let (false, Some(branch)) = (born, first)
+            && git::default_branch(path).as_ref() != Some(branch)
+        {
+            let mut command = git::git(&self.doors, path, &["core.fsync=all"]);
+            command.arg("--git-dir").arg(path).args(["symbolic-ref", "HEAD", branch.as_str()]);
+            if let Err(why) = git::run(command).await {
+                tracing::error!(name = %self.name, why, "could not set the default branch");
+            }
+        }
+        let mut directories = vec![path.to_owned(), path.join("objects/pack"), path.join("refs")];
+        for update in accepted {
+            let mut directory = path.join(&update.reference);
+            while directory.pop() && directory.starts_with(path.join("refs")) && !directories.contains(&directory) {
+                directories.push(directory.clone());
+            }
+        }
+        git::sync(directories).await;
+    }
+
+    /// Tells the agent, and goes on trying while it is away. Not bound to the client's stay.
+    fn tell_agent(&self, update: &Update, mode: Mode, mark: Option<Arc<Mark>>) -> tokio::task::JoinHandle<Asked<Pushed>> {
+        let (doors, who, name, update) = (Arc::clone(&self.doors), self.who.clone(), self.name.clone(), update.clone());
+        let mode = if mode == Mode::Plan { "plan" } else { "deploy" };
+        let tracked = self.doors.pushes.clone();
+        tracked.spawn(async move {
+            loop {
+                let (reference, old, new) = (&update.reference, update.old.as_str(), update.new.as_str());
+                let asked = doors.agent.push(who.as_str(), name.as_str(), reference, old, new, mode);
+                let answer = ask::document(asked).await;
+                match &answer {
+                    Err(refusal) if ask::away(refusal) => {
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                        continue;
+                    }
+                    Err(refusal) => tracing::error!(%name, reference, %refusal, "the agent did not take a push"),
+                    Ok(_) => {}
+                }
+                if let Some(mark) = &mark {
+                    mark.answered();
+                }
+                return answer;
+            }
+        })
+    }
+
+    /// Packs the repository together when it has become many packs; one repository at a time, after the push.
+    fn tidy(&self, path: PathBuf) {
+        let (doors, name) = (Arc::clone(&self.doors), self.name.clone());
+        tokio::spawn(async move {
+            let Ok(_slot) = doors.tidy_slot.acquire().await else { return };
+            let mut command = git::git(&doors, &path, &["core.fsync=all", "gc.autoPackLimit=50"]);
+            command.arg("--git-dir").arg(&path).args(["gc", "--auto", "--quiet"]);
+            if let Err(why) = git::run(command).await {
+                tracing::warn!(%name, why, "could not pack a repository together");
+            }
+        });
+    }
+}
+
+/// Why one change may not be made.
+fn check_update(update: &Update, path: &std::path::Path) -> Option<String> {
+    let name = match update.reference.parse::<RefName>() {
+        Ok(name) => name,
+        Err(error) => return Some(error.to_string()),
+    };
+    if update.deletes() && git::default_branch(path).as_ref() == Some(&name) && git::exists(path, &name) {
+        return Some(format!("{} is the default branch, which is deployed: it cannot be deleted", name.short()));
+    }
+    None
+}
+
+/// Passes on what receive-pack says before it listens. False if it did not get to its end.
+async fn advertise<W: AsyncWrite + Unpin>(stdout: &mut BufReader<ChildStdout>, out: &mut Outlet<W>) -> bool {
+    let mut refs = Vec::new();
+    loop {
+        match pktline::read(stdout).await {
+            Ok(Some(Packet::Data(payload))) => refs.extend_from_slice(&pktline::data(&payload)),
+            Ok(Some(Packet::Flush)) => break,
+            Ok(Some(Packet::Separator) | None) | Err(_) => return false,
+        }
+    }
+    refs.extend_from_slice(pktline::FLUSH);
+    out.send(&refs).await;
+    true
+}
+
+/// Takes all that the client sends, and hands it to git as long as git wants it.
+async fn pump<R: AsyncRead + Unpin>(mut input: R, mut stdin: Option<ChildStdin>, sent: Arc<AtomicU64>) {
+    let mut buffer = vec![0; 64 << 10];
+    let mut unwanted = 0;
+    while let Ok(Ok(n @ 1..)) = timeout(IDLE, input.read(&mut buffer)).await {
+        sent.fetch_add(n as u64, Ordering::Relaxed);
+        if let Some(git) = &mut stdin
+            && git.write_all(&buffer[..n]).await.is_err()
+        {
+            stdin = None;
+        }
+        if stdin.is_none() {
+            unwanted += n as u64;
+            if unwanted > UNWANTED {
+                return;
+            }
+        }
+    }
+}
+
+/// Passes on what receive-pack says while it works, and keeps its report, which is returned as packets.
+async fn relay<W: AsyncWrite + Unpin>(stdout: &mut BufReader<ChildStdout>, out: &mut Outlet<W>, room: usize) -> Vec<u8> {
+    let mut report = Vec::new();
+    loop {
+        match pktline::read(stdout).await {
+            Ok(Some(Packet::Data(payload))) if room == 0 => report.extend_from_slice(&pktline::data(&payload)),
+            Ok(Some(Packet::Data(payload))) => match payload.split_first() {
+                Some((1, part)) if !part.is_empty() => report.extend_from_slice(part),
+                Some((1, _)) => out.send(pktline::KEEP_ALIVE).await,
+                _ => out.send(&pktline::data(&payload)).await,
+            },
+            Ok(Some(Packet::Flush)) => {
+                if room == 0 {
+                    report.extend_from_slice(pktline::FLUSH);
+                }
+                return report;
+            }
+            Ok(Some(Packet::Separator) | None) | Err(_) => return report,
+        }
+        if report.len() > 1 << 20 {
+            return report;
+        }
+    }
+}
+
+/// Answers a push that never reached git.
+async fn refuse<W: AsyncWrite + Unpin>(request: &Request, reasons: &[(String, String)], out: &mut Outlet<W>) {
+    let room = request.side_band_room();
+    let showable = reasons.iter().all(|(reference, _)| reference.bytes().all(|b| b.is_ascii_graphic()));
+    if !showable || !(request.can("report-status") || request.can("report-status-v2")) {
+        let why = reasons.iter().map(|(_, reason)| reason.as_str()).next().unwrap_or("this push cannot be taken");
+        let answer = if room == 0 { pktline::error(why) } else { pktline::band(3, format!("{why}\n").as_bytes(), room) };
+        return out.send(&answer).await;
+    }
+    let report = pktline::refusal(reasons);
+    if room == 0 {
+        return out.send(&report).await;
+    }
+    out.send(&pktline::band(1, &report, room)).await;
+    out.send(pktline::FLUSH).await;
+}

@@ -1,0 +1,270 @@
+//! The verbs that people type: over SSH with a key, and on the host itself as the operator. Each asks the agent, and prints.
+//!
+//! With `--json` the documents of [`crate::bus`] are printed, one a line; errors are then `{"version":1,"error":{…}}` on standard error.
+//! Exit codes: 0 done, 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 nobody answers on the bus.
+
+mod arguments;
+mod help;
+mod show;
+
+use futures_util::StreamExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use self::arguments::Arguments;
+use super::{
+    ask,
+    progress::{self, Teller, plain},
+};
+use crate::{
+    bus::{LogLine, Outcome, Planted, Refusal, SeedProxy, Status},
+    spec::name::KeyId,
+};
+
+/// How what is printed will be looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Look {
+    /// A person is looking, at a terminal.
+    pub terminal: bool,
+    /// The terminal shows colours.
+    pub colour: bool,
+}
+
+/// Why a verb did not end well. Whoever reads what we print may have gone away, which is nobody's error.
+enum End {
+    Refused(Refusal),
+    Gone,
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<std::io::Error> for End {
+    fn from(_: std::io::Error) -> Self {
+        Self::Gone
+    }
+}
+
+/// Runs one verb for the holder of a key, or for the operator if `who` is `None`. Returns the exit code.
+pub async fn run<O, E>(words: &[String], who: Option<&KeyId>, agent: &SeedProxy<'_>, mut out: O, mut err: E, look: Look) -> u8
+where
+    O: AsyncWrite + Unpin + Send,
+    E: AsyncWrite + Unpin + Send,
+{
+    let mut session = Session { who, agent, out: &mut out, look };
+    let json = words.iter().any(|word| word == "--json");
+    let code = match session.verb(words).await {
+        Ok(code) => code,
+        Err(End::Gone) => 1,
+        Err(End::Refused(refusal)) => {
+            let text = if json {
+                let (kind, words) = (kind(&refusal), ask::words(&refusal));
+                format!("{}\n", serde_json::json!({ "version": 1, "error": { "kind": kind, "text": words } }))
+            } else {
+                format!("error: {}\n", ask::words(&refusal))
+            };
+            // There is nobody left to tell.
+            drop(err.write_all(text.as_bytes()).await);
+            refusal.exit_code()
+        }
+    };
+    drop((out.flush().await, err.flush().await));
+    code
+}
+
+fn kind(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::NotFound(_) => "notFound",
+        Refusal::Denied(_) => "denied",
+        Refusal::Invalid(_) => "invalid",
+        Refusal::Failed(_) => "failed",
+        Refusal::ZBus(_) => "away",
+    }
+}
+
+struct Session<'a, O> {
+    who: Option<&'a KeyId>,
+    agent: &'a SeedProxy<'a>,
+    out: &'a mut O,
+    look: Look,
+}
+
+impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
+    async fn verb(&mut self, words: &[String]) -> Result<u8, End> {
+        let operator = self.who.is_none();
+        let Some((verb, rest)) = words.split_first() else {
+            return self.print(&help::all(operator)).await;
+        };
+        if rest.iter().any(|word| word == "--help" || word == "-h") && help::known(verb) {
+            return self.print(&help::of(verb, operator)?).await;
+        }
+        let arguments = |flags: &[&str], valued: &[&str], at_most| Arguments::parse(verb, rest, flags, valued, at_most);
+        match verb.as_str() {
+            "help" | "--help" | "-h" => {
+                let arguments = arguments(&[], &[], 1)?;
+                match arguments.words.first() {
+                    Some(verb) => self.print(&help::of(verb, operator)?).await,
+                    None => self.print(&help::all(operator)).await,
+                }
+            }
+            "whoami" => {
+                let arguments = arguments(&[], &[], 0)?;
+                let name = self.who.map_or("operator", KeyId::as_str);
+                let shown =
+                    if arguments.json { serde_json::json!({ "version": 1, "key": name }).to_string() } else { name.to_owned() };
+                self.print(&format!("{shown}\n")).await
+            }
+            "status" => self.status(&arguments(&[], &[], 1)?).await,
+            "logs" => self.logs(&arguments(&["-f", "--follow"], &["--lines", "-n"], 1)?).await,
+            "restart" => {
+                let arguments = arguments(&[], &[], 1)?;
+                let instance = arguments.required(0, "an instance: restart web, or restart my-app/web")?;
+                let job = ask::within(self.agent.restart(self.name(), instance)).await?;
+                self.follow(&job, arguments.json).await
+            }
+            "plant" => self.plant(&arguments(&[], &[], 2)?).await,
+            "plan" | "invite" if !operator => {
+                Err(Refusal::Denied(format!("{verb} is for the operator, on the host itself: seed {verb}")).into())
+            }
+            "plan" => {
+                let arguments = arguments(&[], &[], 0)?;
+                let document = ask::within(self.agent.plan()).await?;
+                let shown = if arguments.json { format!("{document}\n") } else { show::plan(&document)? };
+                self.print(&shown).await
+            }
+            "invite" => self.invite(rest).await,
+            unknown => Err(help::unknown(unknown, operator).into()),
+        }
+    }
+
+    /// Who asks, in the bus's words.
+    fn name(&self) -> &str {
+        self.who.map_or("", KeyId::as_str)
+    }
+
+    async fn print(&mut self, text: &str) -> Result<u8, End> {
+        self.out.write_all(text.as_bytes()).await?;
+        self.out.flush().await?;
+        Ok(0)
+    }
+
+    async fn status(&mut self, arguments: &Arguments) -> Result<u8, End> {
+        let filter = arguments.words.first().map_or("", |word| word.strip_suffix(".git").unwrap_or(word));
+        if arguments.json {
+            let document = ask::within(self.agent.status(self.name(), filter)).await?;
+            return self.print(&format!("{document}\n")).await;
+        }
+        let status: Status = ask::document(self.agent.status(self.name(), filter)).await?;
+        let shown = show::status(&status, show::now(), self.look, self.who.is_none());
+        self.print(&shown).await
+    }
+
+    async fn logs(&mut self, arguments: &Arguments) -> Result<u8, End> {
+        let instance = arguments.required(0, "an instance: logs web, or logs my-app/web")?;
+        let lines = match arguments.value("--lines").or(arguments.value("-n")) {
+            None => 100,
+            Some(text) => text
+                .parse()
+                .ok()
+                .filter(|n| (1..=100_000).contains(n))
+                .ok_or_else(|| Refusal::Invalid(format!("--lines {text:?} is no number from 1 to 100000")))?,
+        };
+        let follow = arguments.flag("-f") || arguments.flag("--follow");
+        let pipe = ask::within(self.agent.logs(self.name(), instance, lines, follow)).await?;
+        let mut told = progress::lines_of(pipe)?;
+        while let Some(line) = told.next().await {
+            let line = line.map_err(|error| Refusal::Failed(format!("could not read the log: {error}")))?;
+            let shown = match serde_json::from_str::<LogLine>(&line) {
+                Ok(_) if arguments.json => format!("{line}\n"),
+                Ok(line) => show::log_line(&line, self.look),
+                Err(error) => {
+                    tracing::warn!(%error, "the agent wrote a line of a log that is none");
+                    continue;
+                }
+            };
+            self.print(&shown).await?;
+        }
+        Ok(0)
+    }
+
+    async fn plant(&mut self, arguments: &Arguments) -> Result<u8, End> {
+        let uri = arguments.required(0, "a flake and an invite code: plant silo:my-app CODE")?;
+        let code = arguments.required(1, "an invite code: plant silo:my-app CODE")?;
+        if arguments.json {
+            let document = ask::within(self.agent.plant(self.name(), uri, code)).await?;
+            self.print(&format!("{document}\n")).await?;
+            return match serde_json::from_str::<Planted>(&document) {
+                Ok(planted) if !planted.job.is_empty() => self.follow(&planted.job, true).await,
+                _ => Ok(0),
+            };
+        }
+        let planted: Planted = ask::document(self.agent.plant(self.name(), uri, code)).await?;
+        self.print(&format!("{} is planted as {}\nnames end in {}\n", planted.flake, planted.namespace, planted.suffix)).await?;
+        if planted.job.is_empty() {
+            return self.print("It has no commits yet: git push deploys it.\n").await;
+        }
+        self.follow(&planted.job, false).await
+    }
+
+    async fn invite(&mut self, rest: &[String]) -> Result<u8, End> {
+        let (deed, rest) = rest.split_first().ok_or_else(|| Refusal::Invalid("invite needs one of new, list, revoke".into()))?;
+        match deed.as_str() {
+            "new" => {
+                let arguments = Arguments::parse("invite new", rest, &[], &["--uses", "--expires", "--note"], 0)?;
+                let uses = match arguments.value("--uses") {
+                    None => 1,
+                    Some(text) => text
+                        .parse()
+                        .ok()
+                        .filter(|n| *n > 0)
+                        .ok_or_else(|| Refusal::Invalid(format!("--uses {text:?} is no number from 1")))?,
+                };
+                let expires = arguments::seconds(arguments.value("--expires").unwrap_or("7d"))?;
+                let answer = ask::within(self.agent.new_invite(uses, expires, arguments.value("--note").unwrap_or(""))).await?;
+                let shown = if arguments.json { format!("{answer}\n") } else { show::new_invite(&answer, uses, expires) };
+                self.print(&shown).await
+            }
+            "list" => {
+                let arguments = Arguments::parse("invite list", rest, &[], &[], 0)?;
+                let document = ask::within(self.agent.list_invites()).await?;
+                let shown = if arguments.json { format!("{document}\n") } else { show::invites(&document, show::now())? };
+                self.print(&shown).await
+            }
+            "revoke" => {
+                let arguments = Arguments::parse("invite revoke", rest, &[], &[], 1)?;
+                let id = arguments.required(0, "the id of an invite: invite list shows them")?;
+                ask::within(self.agent.revoke_invite(id)).await?;
+                let shown = if arguments.json {
+                    format!("{}\n", serde_json::json!({ "version": 1, "revoked": id }))
+                } else {
+                    format!("{} is revoked\n", plain(id))
+                };
+                self.print(&shown).await
+            }
+            unknown => Err(Refusal::Invalid(format!("invite {unknown:?} is unknown: there are new, list and revoke")).into()),
+        }
+    }
+
+    /// Follows a job to its end.
+    async fn follow(&mut self, job: &str, json: bool) -> Result<u8, End> {
+        let mut following = progress::follow(self.agent, self.name(), job).await?;
+        let mut teller = Teller::default();
+        while let Some(word) = following.next().await {
+            if json {
+                let document = serde_json::to_string(&word).expect("progress has only texts and numbers");
+                self.print(&format!("{document}\n")).await?;
+            } else {
+                for line in teller.lines(&word) {
+                    let line = show::progress_line(&line, self.look);
+                    self.print(&line).await?;
+                }
+            }
+            if let Some(outcome) = word.outcome {
+                return Ok(u8::from(outcome == Outcome::Failed));
+            }
+        }
+        Err(Refusal::Failed("the agent has restarted; it goes on by itself, and status shows how".into()).into())
+    }
+}

@@ -1,0 +1,56 @@
+//! The sockets that systemd holds for us, by name, so that a restart refuses no connection and no right is needed to bind them.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use tokio::net::{TcpListener, UdpSocket};
+
+use super::ServeError;
+
+/// What the doors listen on. Several sockets may share a name (`FileDescriptorName=`).
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// `ssh`: TCP
+    pub ssh: Vec<TcpListener>,
+    /// `dns-udp`
+    pub dns_udp: Vec<UdpSocket>,
+    /// `dns-tcp`
+    pub dns_tcp: Vec<TcpListener>,
+}
+
+impl Sockets {
+    /// Takes the sockets that systemd passed to this process. To be called once, inside the runtime. Names that no door knows are an
+    /// error: they are a mistake in the socket unit.
+    pub fn from_systemd() -> Result<Self, ServeError> {
+        let failed = |what: &str, error: std::io::Error| ServeError::Sockets(format!("{what}: {error}"));
+        let mut sockets = Self::default();
+        let passed = sd_notify::listen_fds_with_names().map_err(|error| failed("LISTEN_FDS", error))?;
+        for (fd, name) in passed {
+            #[allow(unsafe_code, reason = "the only way to own a descriptor that was inherited")]
+            // SAFETY: systemd passed it to this process, and nobody else here takes it: this is called once.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            let result = match name.as_str() {
+                "ssh" => tcp(fd).map(|listener| sockets.ssh.push(listener)),
+                "dns-tcp" => tcp(fd).map(|listener| sockets.dns_tcp.push(listener)),
+                "dns-udp" => udp(fd).map(|socket| sockets.dns_udp.push(socket)),
+                _ => Err(std::io::Error::other("no door has this name: there are ssh, dns-udp and dns-tcp")),
+            };
+            result.map_err(|error| failed(&name, error))?;
+        }
+        if sockets.ssh.is_empty() {
+            return Err(ServeError::Sockets("there is none named ssh: start seed-serve.socket, which starts this".into()));
+        }
+        Ok(sockets)
+    }
+}
+
+fn tcp(fd: OwnedFd) -> std::io::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(fd);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn udp(fd: OwnedFd) -> std::io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::from(fd);
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}

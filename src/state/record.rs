@@ -1,0 +1,88 @@
+//! Changes as bytes: the key of each document and its JSON. One place, so that every store writes the same and reads the same.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::state::{Change, StateError};
+
+/// A write as bytes: a key and its new value, or its removal.
+pub type Write = (String, Option<Vec<u8>>);
+
+/// The key of a change, and its value as JSON.
+pub fn encode(change: &Change) -> Write {
+    fn json<T: Serialize>(value: &Option<T>) -> Option<Vec<u8>> {
+        value.as_ref().map(|value| serde_json::to_vec(value).expect("documents have text keys and no failing serializers"))
+    }
+    match change {
+        Change::Plant(namespace, value) => (format!("plant/{namespace}"), json(value)),
+        Change::Repo(name, value) => (format!("repo/{name}"), json(value)),
+        Change::Want(namespace, value) => (format!("want/{namespace}"), json(value)),
+        Change::Past(namespace, at, value) => (format!("past/{namespace}/{at:020}"), json(value)),
+        Change::Ask(namespace, value) => (format!("ask/{namespace}"), json(value)),
+        Change::Lease(id, value) => (format!("lease/{id}"), json(value)),
+        Change::Invite(id, value) => (format!("invite/{id}"), json(value)),
+    }
+}
+
+/// The change that puts a stored document back. What cannot be read is an error that names the key.
+pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
+    fn json<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<Option<T>, StateError> {
+        serde_json::from_slice(value).map(Some).map_err(|source| StateError::Read { key: key.to_owned(), source })
+    }
+    let unknown = || StateError::Key(key.to_owned());
+    let (kind, name) = key.split_once('/').ok_or_else(unknown)?;
+    Ok(match kind {
+        "plant" => Change::Plant(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "repo" => Change::Repo(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "want" => Change::Want(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "past" => {
+            let (namespace, at) = name.split_once('/').ok_or_else(unknown)?;
+            Change::Past(namespace.parse().map_err(|_| unknown())?, at.parse().map_err(|_| unknown())?, json(key, value)?)
+        }
+        "ask" => Change::Ask(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "lease" => Change::Lease(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "invite" => Change::Invite(name.to_owned(), json(key, value)?),
+        _ => return Err(unknown()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        spec::{address::Lease, name::FlakeUri},
+        state::{Ask, Invite},
+    };
+
+    #[test]
+    fn documents_come_back_as_they_were_written() {
+        let namespace = "silo:app".parse::<FlakeUri>().expect("valid").namespace();
+        let invite = Invite { id: "k7".into(), hash: "00".into(), uses_left: 1, expires: 0, note: "für \"Ann\"\n".into() };
+        let ask = Ask {
+            repo: "app".parse().expect("valid"),
+            reference: "refs/heads/main".parse().expect("valid"),
+            commit: "0123456789abcdef0123456789abcdef01234567".parse().expect("valid"),
+            by: crate::spec::access::fingerprint(b"key"),
+            at: 7,
+        };
+        let table = [
+            Change::Invite("k7".into(), Some(invite)),
+            Change::Ask(namespace.clone(), Some(ask)),
+            Change::Lease(format!("{namespace}/web").parse().expect("valid"), Some(Lease(7))),
+        ];
+        for change in table {
+            let (key, value) = encode(&change);
+            assert_eq!(decode(&key, &value.expect("a value was given")).expect("readable"), change, "{key}");
+        }
+        let (key, none) = encode(&Change::Past(namespace.clone(), 42, None));
+        assert_eq!((key, none), (format!("past/{namespace}/00000000000000000042"), None));
+    }
+
+    #[test]
+    fn what_this_version_does_not_know_is_refused_by_name() {
+        for key in ["", "plant", "plant/", "plant/x", "lease/x", "past/s-aaaaaaaaaaaa/x", "zone/x", "want/S-AAAAAAAAAAAA"] {
+            assert!(matches!(decode(key, b"{}"), Err(StateError::Key(given)) if given == key), "{key}");
+        }
+        let error = decode("lease/s-aaaaaaaaaaaa/web", b"\"x\"").expect_err("no number");
+        assert_eq!(error.to_string(), "the state holds lease/s-aaaaaaaaaaaa/web, which this version cannot read");
+    }
+}

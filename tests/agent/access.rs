@@ -1,0 +1,72 @@
+//! Who may do what, and what a stranger learns.
+
+use seed::{
+    agent::request::Request,
+    bus::{Outcome, Refusal},
+};
+use serde_json::json;
+
+use crate::world::{World, ann, bob};
+
+#[tokio::test]
+async fn an_invite_is_spent_once_and_a_wrong_one_changes_nothing() {
+    let world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    for repo in ["one", "two"] {
+        world.create(&ann(), repo).await.unwrap();
+        world.commit(repo, &[]);
+    }
+    assert!(matches!(world.plant(&ann(), "one", "nonsense").await, Err(Refusal::Denied(_))));
+    let code = world.invite(1).await;
+    let job = world.plant(&ann(), "one", &code).await.unwrap();
+    assert_eq!(world.follow(&job).await.0, Outcome::Done);
+    assert!(matches!(world.plant(&ann(), "two", &code).await, Err(Refusal::Denied(_))));
+    assert!(matches!(world.plant(&ann(), "one", &code).await, Err(Refusal::Invalid(_))));
+    assert_eq!(world.status(&ann().to_string()).await.unplanted, ["two"]);
+    let revoked = world.invite(5).await;
+    world.handle.ask(Request::RevokeInvite { id: revoked[..6].to_owned() }).await.unwrap();
+    assert!(matches!(world.plant(&ann(), "two", &revoked).await, Err(Refusal::Denied(_))));
+}
+
+#[tokio::test]
+async fn a_stranger_can_do_nothing_and_learns_nothing() {
+    let world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    world.planted("app").await;
+    let who = bob().to_string();
+    assert!(world.status(&who).await.namespaces.is_empty());
+    let commit = world.commit("app", &[]);
+    assert!(matches!(world.pushed(&bob(), "app", &commit, "deploy").await, Err(Refusal::Denied(_))));
+    assert!(matches!(world.pushed(&bob(), "app", &commit, "plan").await, Err(Refusal::Denied(_))));
+    for name in ["web", "app/web"] {
+        let restart = Request::Restart { who: who.clone(), instance: name.into() };
+        assert!(matches!(world.text(restart).await, Err(Refusal::NotFound(_))));
+        let logs = Request::Logs { who: who.clone(), instance: name.into(), lines: 1, follow: false };
+        assert!(matches!(world.text(logs).await, Err(Refusal::NotFound(_))));
+    }
+    let bad = [("../x", "write"), ("-x", "write"), ("app", "own")];
+    for (name, access) in bad {
+        let request = Request::OpenRepository { who: who.clone(), name: name.into(), access: access.into() };
+        assert!(matches!(world.text(request).await, Err(Refusal::Invalid(_))), "{name} {access}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_pushed_may_push_and_the_owner_cannot_be_locked_out() {
+    let world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    world.planted("app").await;
+    // A key in wire form: its type, then some bytes.
+    let blob: Vec<u8> = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 3, 1, 2, 3]].concat();
+    let guest = seed::spec::access::fingerprint(&blob);
+    let line = format!("ssh-ed25519 {} guest\n", data_encoding::BASE64.encode(&blob));
+    let commit = world.commit("app", &[(".authorized_keys", &line)]);
+    let pushed = world.pushed(&ann(), "app", &commit, "deploy").await.unwrap();
+    assert_eq!(world.follow(&pushed.job).await.0, Outcome::Done);
+    let commit = world.commit("app", &[(".authorized_keys", "garbage\n")]);
+    let pushed = world.pushed(&guest, "app", &commit, "deploy").await.unwrap();
+    assert!(pushed.notes.iter().any(|note| note.contains("stays as it was")), "{:?}", pushed.notes);
+    // The owner is in no file, and still may.
+    let commit = world.commit("app", &[]);
+    assert!(world.pushed(&ann(), "app", &commit, "deploy").await.is_ok());
+}

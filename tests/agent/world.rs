@@ -1,0 +1,291 @@
+//! An agent with everything around it made up, but for the repositories, which are real.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use seed::{
+    agent::{
+        Agent, Handle, Settings,
+        request::{Reply, Request},
+    },
+    build::{BuildError, Builder, Evaluated, Job, Realised},
+    bus::{Level, Outcome, Progress, Pushed, Refusal, Status},
+    config::Config,
+    host::sim::Sim,
+    render::{Tools, Vmm},
+    spec::{
+        access::fingerprint,
+        name::{InstanceId, KeyId, Namespace, StorePath},
+    },
+    state::memory::MemoryState,
+};
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+/// What the builder makes of the next commits: `name -> meta`, and the tag that tells systems apart.
+#[derive(Clone, Default)]
+pub struct Table(Arc<Mutex<Plans>>);
+
+#[derive(Default)]
+struct Plans {
+    seeds: BTreeMap<String, (Value, String)>,
+    eval_error: Option<BuildError>,
+    build_error: Option<BuildError>,
+    evaluations: usize,
+    pause: Duration,
+}
+
+impl Table {
+    /// The flake has an instance called `name`, whose system is told apart by `tag`, with these fields in its meta.
+    pub fn set(&self, name: &str, tag: &str, mut meta: Value) {
+        meta["version"] = json!(1);
+        meta["name"] = json!(name);
+        self.0.lock().unwrap().seeds.insert(name.to_owned(), (meta, tag.to_owned()));
+    }
+    pub fn remove(&self, name: &str) {
+        self.0.lock().unwrap().seeds.remove(name);
+    }
+    pub fn fail_eval(&self, error: Option<BuildError>) {
+        self.0.lock().unwrap().eval_error = error;
+    }
+    pub fn fail_build(&self, error: Option<BuildError>) {
+        self.0.lock().unwrap().build_error = error;
+    }
+    pub fn evaluations(&self) -> usize {
+        self.0.lock().unwrap().evaluations
+    }
+    /// Every evaluation takes this long.
+    pub fn pause(&self, pause: Duration) {
+        self.0.lock().unwrap().pause = pause;
+    }
+}
+
+/// A store path that is told apart by `tag`.
+pub fn path(tag: &str) -> StorePath {
+    let hash: String = tag.bytes().chain([b'x'; 32]).take(32).map(|b| char::from(b'a' + b % 20)).collect();
+    format!("/nix/store/{hash}-{tag}").parse().unwrap()
+}
+
+impl Builder for Table {
+    async fn eval(&self, _job: &Job, log: mpsc::Sender<String>) -> Result<BTreeMap<String, Evaluated>, BuildError> {
+        let pause = self.0.lock().unwrap().pause;
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        log.send("a line of the evaluation".to_owned()).await.unwrap();
+        let mut plans = self.0.lock().unwrap();
+        plans.evaluations += 1;
+        if let Some(error) = &plans.eval_error {
+            return Err(error.clone());
+        }
+        let one = |(name, (meta, tag)): (&String, &(Value, String))| {
+            (name.clone(), Evaluated { meta: meta.clone(), drv: path(&format!("{tag}.drv")), out: path(tag) })
+        };
+        Ok(plans.seeds.iter().map(one).collect())
+    }
+
+    async fn realise(
+        &self,
+        _job: &Job,
+        wanted: &BTreeMap<String, Evaluated>,
+        _log: mpsc::Sender<String>,
+    ) -> Result<BTreeMap<String, Realised>, BuildError> {
+        if let Some(error) = &self.0.lock().unwrap().build_error {
+            return Err(error.clone());
+        }
+        let one = |(name, found): (&String, &Evaluated)| {
+            let toplevel = found.out.clone();
+            (name.clone(), Realised { closure: vec![toplevel.clone()], toplevel, kernel_params: "quiet".to_owned() })
+        };
+        Ok(wanted.iter().map(one).collect())
+    }
+
+    async fn retain(&self, _namespace: &Namespace, _keep: &[StorePath]) -> Result<(), BuildError> {
+        Ok(())
+    }
+}
+
+pub struct World {
+    pub sim: Sim,
+    pub state: MemoryState,
+    pub table: Table,
+    pub handle: Handle,
+    running: JoinHandle<()>,
+    dir: tempfile::TempDir,
+}
+
+pub fn ann() -> KeyId {
+    fingerprint(b"ann")
+}
+
+pub fn bob() -> KeyId {
+    fingerprint(b"bob")
+}
+
+fn git(at: &Path, words: &[&str]) -> String {
+    let mut command = Command::new("git");
+    command.args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main"]);
+    let out = command.args(words).current_dir(at).output().expect("git runs");
+    assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap().trim().to_owned()
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (sim, state, table) = (Sim::new(), MemoryState::default(), Table::default());
+        let (handle, running) = start(&dir, &sim, &state, &table).await;
+        Self { sim, state, table, handle, running, dir }
+    }
+
+    /// The agent is killed where it stands, and started again.
+    pub async fn kill_agent(&mut self) {
+        self.running.abort();
+        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table).await;
+        (self.handle, self.running) = (handle, running);
+    }
+
+    /// As [`World::kill_agent`], but the machine restarts too.
+    pub async fn reboot(&mut self) {
+        self.running.abort();
+        self.sim.reboot();
+        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table).await;
+        (self.handle, self.running) = (handle, running);
+    }
+
+    pub async fn text(&self, request: Request) -> Result<String, Refusal> {
+        match self.handle.ask(request).await? {
+            Reply::Text(text) => Ok(text),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Asks for write access as a push does, and makes the bare repository as the door does.
+    pub async fn create(&self, who: &KeyId, repo: &str) -> Result<(), Refusal> {
+        let request = Request::OpenRepository { who: who.to_string(), name: repo.into(), access: "write".into() };
+        self.text(request).await?;
+        let bare = self.dir.path().join("repos").join(format!("{repo}.git"));
+        if !bare.exists() {
+            std::fs::create_dir_all(bare.parent().unwrap()).unwrap();
+            git(bare.parent().unwrap(), &["init", "-q", "--bare", &format!("{repo}.git")]);
+            git(self.dir.path(), &["init", "-q", &format!("work-{repo}")]);
+        }
+        Ok(())
+    }
+
+    /// Commits `files` and moves the branch of the bare repository, as git receive-pack does; returns the commit.
+    pub fn commit(&self, repo: &str, files: &[(&str, &str)]) -> String {
+        let work = self.dir.path().join(format!("work-{repo}"));
+        for (name, text) in files {
+            std::fs::write(work.join(name), text).unwrap();
+        }
+        git(&work, &["add", "-A"]);
+        git(&work, &["commit", "-q", "--allow-empty", "-m", "change"]);
+        let bare = self.dir.path().join("repos").join(format!("{repo}.git"));
+        git(&work, &["push", "-q", bare.to_str().unwrap(), "HEAD:refs/heads/main"]);
+        git(&work, &["rev-parse", "HEAD"])
+    }
+
+    /// Says that the branch was pushed.
+    pub async fn pushed(&self, who: &KeyId, repo: &str, commit: &str, mode: &str) -> Result<Pushed, Refusal> {
+        let request = Request::Push {
+            who: who.to_string(),
+            repository: repo.into(),
+            reference: "refs/heads/main".into(),
+            old: "0".repeat(40),
+            new: commit.into(),
+            mode: mode.into(),
+        };
+        Ok(serde_json::from_str(&self.text(request).await?).unwrap())
+    }
+
+    /// Commits, pushes, and waits for the end of the deploy.
+    pub async fn push(&self, repo: &str) -> (Outcome, String) {
+        let commit = self.commit(repo, &[]);
+        let pushed = self.pushed(&ann(), repo, &commit, "deploy").await.unwrap();
+        self.follow(&pushed.job).await
+    }
+
+    /// What a job says, to its end.
+    pub async fn follow(&self, job: &str) -> (Outcome, String) {
+        let request = Request::Follow { who: String::new(), job: job.into() };
+        let Reply::Pipe(fd) = self.handle.ask(request).await.unwrap() else { panic!("no pipe") };
+        let read = tokio::task::spawn_blocking(move || std::io::read_to_string(std::fs::File::from(fd)).unwrap());
+        let text = tokio::time::timeout(Duration::from_secs(20), read).await.expect("the job ends").unwrap();
+        let lines: Vec<Progress> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let outcome = lines.last().and_then(|line| line.outcome).expect("an outcome");
+        let marked = |line: &Progress| format!("{}{}\n", if line.level == Level::Error { "! " } else { "" }, line.text);
+        (outcome, lines.iter().map(marked).collect())
+    }
+
+    pub async fn invite(&self, uses: u32) -> String {
+        self.text(Request::NewInvite { uses, expires_secs: 0, note: String::new() }).await.unwrap()
+    }
+
+    pub async fn plant(&self, who: &KeyId, repo: &str, code: &str) -> Result<String, Refusal> {
+        let request = Request::Plant { who: who.to_string(), uri: format!("silo:{repo}"), code: code.into() };
+        let planted: Value = serde_json::from_str(&self.text(request).await?).unwrap();
+        Ok(planted["job"].as_str().unwrap().to_owned())
+    }
+
+    /// A repository of ann's that is planted and runs.
+    pub async fn planted(&self, repo: &str) -> (Outcome, String) {
+        self.create(&ann(), repo).await.unwrap();
+        self.commit(repo, &[]);
+        let code = self.invite(1).await;
+        let job = self.plant(&ann(), repo, &code).await.unwrap();
+        self.follow(&job).await
+    }
+
+    pub async fn status(&self, who: &str) -> Status {
+        let text = self.text(Request::Status { who: who.into(), filter: String::new() }).await.unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Waits until `ready` holds.
+    pub async fn until(&self, what: &str, mut ready: impl FnMut(&Self) -> bool) {
+        for _ in 0..1000 {
+            if ready(self) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never: {what}");
+    }
+}
+
+pub fn id(repo: &str, name: &str) -> InstanceId {
+    let uri: seed::spec::name::FlakeUri = format!("silo:{repo}").parse().unwrap();
+    InstanceId { namespace: uri.namespace(), name: name.parse().unwrap() }
+}
+
+async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &Table) -> (Handle, JoinHandle<()>) {
+    let config = Config::parse("domain = \"seed.example\"").expect("the defaults");
+    let tool = |name: &str| format!("/usr/bin/{name}");
+    let tools = Tools {
+        seed: tool("seed"),
+        cloud_hypervisor: tool("cloud-hypervisor"),
+        qemu: tool("qemu-system-x86_64"),
+        virtiofsd: tool("virtiofsd"),
+        swtpm: tool("swtpm"),
+        vhost_device_vsock: tool("vhost-device-vsock"),
+        journal_remote: tool("systemd-journal-remote"),
+    };
+    let settings = Settings {
+        layout: config.layout(Vmm::Qemu { kvm: false }, tools),
+        repositories: dir.path().join("repos"),
+        work: dir.path().to_owned(),
+        parallel: 2,
+        keep: 3,
+        host4: vec![],
+        host6: vec![],
+        hypervisor: "a machine made of memory".to_owned(),
+    };
+    let (agent, handle) = Agent::new(sim.clone(), state.clone(), table.clone(), settings).await.unwrap();
+    (handle, tokio::spawn(agent.run()))
+}

@@ -1,0 +1,55 @@
+//! Strangers who connect and say nothing.
+
+use std::time::{Duration, Instant};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::support::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_half_open_connections_keep_nobody_out() {
+    let world = World::new().await;
+    world.ssh("ann", &["whoami"]).await.ok();
+    let mut half_open = Vec::new();
+    for index in 0..50 {
+        let mut stream = TcpStream::connect(("127.0.0.1", world.port)).await.unwrap();
+        if index % 2 == 0 {
+            stream.write_all(b"SSH-2.0-slow\r\n").await.unwrap();
+        }
+        half_open.push(stream);
+    }
+    let started = Instant::now();
+    world.ssh("ann", &["whoami"]).await.ok();
+    world.project("p").await;
+    world.git("ann", "p", &["push", "silo", "main"]).await.ok();
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // The oldest were thrown out, the newest are still waiting.
+    assert!(is_closed(&mut half_open[0]).await);
+    assert!(!is_closed(&mut half_open[49]).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_proves_no_key_in_time_is_thrown_out() {
+    let world = World::with(|settings| settings.auth_timeout = Duration::from_millis(300)).await;
+    let mut silent = TcpStream::connect(("127.0.0.1", world.port)).await.unwrap();
+    let mut greeting = TcpStream::connect(("127.0.0.1", world.port)).await.unwrap();
+    greeting.write_all(b"SSH-2.0-slow\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert!(is_closed(&mut silent).await && is_closed(&mut greeting).await);
+    world.ssh("ann", &["whoami"]).await.ok();
+}
+
+/// Whether the other side has closed the connection, now or within a moment.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let mut buffer = [0; 4096];
+    loop {
+        match tokio::time::timeout(Duration::from_millis(300), stream.read(&mut buffer)).await {
+            Ok(Ok(0) | Err(_)) => return true,
+            Ok(Ok(_)) => {}
+            Err(_) => return false,
+        }
+    }
+}

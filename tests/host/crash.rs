@@ -1,0 +1,111 @@
+//! What is killed comes back, and what is not killed does not notice.
+
+use std::time::Duration;
+
+use crate::machine::Machine;
+
+const BOOT: Duration = Duration::from_secs(150);
+
+#[test]
+fn a_killed_process_comes_back_and_the_rest_does_not_notice() {
+    let machine = Machine::new("kill", &[]);
+    let ann = machine.tenant("ann", "my-app");
+    let (_, namespace) = ann.plant();
+    let unit = |kind: &str| format!("seed-{kind}@{namespace}-web.service");
+    let pid = machine.main_pid(&unit("vm"));
+
+    // The agent and the doors: what runs does not notice.
+    for own in ["seed-agent.service", "seed-serve.service"] {
+        let before = machine.main_pid(own);
+        machine.run(&["kill", "-KILL", &before]).ok();
+        machine.wait("it is back", Duration::from_secs(20), || {
+            let now = machine.main_pid(own);
+            (now != before && now != "0" && machine.property(own, "ActiveState") == "active").then_some(())
+        });
+        assert_eq!(machine.main_pid(&unit("vm")), pid);
+        assert_eq!(ann.page("web"), "Hello from Seed");
+    }
+    machine.wait("nothing to do", Duration::from_secs(20), || {
+        let plan = machine.run(&["seed", "plan", "--json"]).out;
+        let plan: serde_json::Value = serde_json::from_str(&plan).ok()?;
+        (plan["steps"].as_array()?.is_empty()).then_some(())
+    });
+    assert_eq!(machine.main_pid(&unit("vm")), pid);
+
+    // The virtual machine and each of its helpers: the instance comes back.
+    for kind in ["vm", "store", "tpm", "vsock"] {
+        let vm = machine.main_pid(&unit("vm"));
+        let victim = machine.main_pid(&unit(kind));
+        assert_ne!(victim, "0", "{kind}");
+        machine.run(&["kill", "-KILL", &victim]).ok();
+        machine.wait(kind, BOOT, || {
+            let back = machine.main_pid(&unit("vm"));
+            (back != vm && back != "0" && machine.property(&unit("vm"), "ActiveState") == "active").then_some(())
+        });
+        machine.wait("the page", BOOT, || (ann.page("web") == "Hello from Seed").then_some(()));
+    }
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_of_a_deploy_finishes_it() {
+    let machine = Machine::new("middle", &[]);
+    let ann = machine.tenant("ann", "my-app");
+    ann.push(&[]).ok();
+    let code = machine.invite();
+    let mut planting = machine.spawn(&[
+        "ssh",
+        "-i",
+        "/root/ann/key",
+        "-p",
+        "2222",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+        "seed@127.0.0.1",
+        "plant",
+        "silo:my-app",
+        &code,
+    ]);
+    for wait in [500, 900, 1300, 1700, 2500, 4000] {
+        std::thread::sleep(Duration::from_millis(wait));
+        let pid = machine.main_pid("seed-agent.service");
+        if pid != "0" {
+            machine.run(&["kill", "-KILL", &pid]).ok();
+        }
+    }
+    // The client was cut off; it may say so as it likes.
+    let _ended = planting.kill();
+    planting.wait().expect("it ends");
+    machine.wait("the page", BOOT, || {
+        let up = machine.property("seed-agent.service", "ActiveState") == "active";
+        (up && !ann.status()["namespaces"].as_array()?.is_empty() && ann.page("web") == "Hello from Seed").then_some(())
+    });
+}
+
+#[test]
+fn everything_is_back_after_a_reboot_and_after_a_pulled_plug() {
+    let machine = Machine::new("reboot", &[]);
+    let ann = machine.tenant("ann", "my-app");
+    ann.plant();
+    let before = ann.status();
+    for pull_the_plug in [false, true] {
+        if pull_the_plug {
+            machine.power_cycle();
+        } else {
+            machine.reboot();
+        }
+        machine.wait("the page", BOOT, || {
+            let up = machine.property("seed-agent.service", "ActiveState") == "active";
+            (up && ann.shell(&["status"]).code == 0 && ann.page("web") == "Hello from Seed").then_some(())
+        });
+        let after = ann.status();
+        let what = |status: &serde_json::Value| {
+            let web = &status["namespaces"][0]["instances"][0];
+            (status["namespaces"][0]["generation"].clone(), web["ipv4"].clone(), web["ipv6"].clone())
+        };
+        assert_eq!(what(&before), what(&after));
+    }
+}

@@ -1,0 +1,74 @@
+//! What a tenant and an operator see of a running instance, and what a stranger does not.
+
+use crate::machine::Machine;
+
+#[test]
+fn logs_status_and_help_tell_what_they_should_and_no_more() {
+    let machine = Machine::new("logs", &[]);
+    let ann = machine.tenant("ann", "my-app");
+    let (_, namespace) = ann.plant();
+
+    let logs = ann.shell(&["logs", "web", "--lines", "400"]).ok();
+    assert!(logs.contains("systemd") && logs.contains("web.service"), "{logs}");
+    let json = ann.shell(&["logs", "web", "--lines", "5", "--json"]).ok();
+    let times: Vec<u64> = json
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["at"].as_u64().expect("a time"))
+        .collect();
+    assert_eq!(times.len(), 5, "{json}");
+    assert!(times.is_sorted(), "{times:?}");
+    let follow = machine.run(&[
+        "timeout",
+        "5",
+        "ssh",
+        "-i",
+        "/root/ann/key",
+        "-p",
+        "2222",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+        "seed@127.0.0.1",
+        "logs",
+        "web",
+        "-f",
+    ]);
+    assert_eq!(follow.code, 124, "it goes on until it is ended: {}", follow.all());
+    assert!(follow.out.lines().count() > 5);
+
+    let unknown = ann.shell(&["logs", "wbe"]);
+    assert_eq!(unknown.code, 3);
+    assert!(unknown.err.contains("my-app/web"), "{}", unknown.err);
+
+    // A stranger may connect, sees help and an empty world.
+    let bob = machine.tenant("bob", "");
+    assert_eq!(bob.shell(&["help"]).code, 0);
+    assert_eq!(bob.status()["namespaces"].as_array().map(Vec::len), Some(0));
+    let denied = bob.shell(&["logs", "web"]);
+    assert_eq!(denied.code, 3);
+    assert!(!denied.all().contains("my-app") && !denied.all().contains(&namespace), "{}", denied.all());
+    assert_eq!(bob.shell(&["restart", "my-app/web"]).code, 3);
+    assert_eq!(bob.shell(&["plan"]).code, 4);
+    assert_eq!(bob.shell(&["invite", "new"]).code, 4);
+
+    // Reading is public, writing is not.
+    assert_eq!(ann.git(&["ls-remote", &ann.url("my-app")]).code, 0);
+    let eve = machine.tenant("eve", "my-app");
+    let pushed = eve.push(&[]);
+    assert_ne!(pushed.code, 0);
+    assert!(pushed.err.contains("another's"), "{}", pushed.err);
+
+    // The operator, over the bus.
+    assert!(machine.run(&["seed", "status"]).ok().contains("web"));
+    assert!(machine.run(&["seed", "logs", "my-app/web", "--lines", "3"]).ok().lines().count() >= 3);
+    let face = machine.run(&["busctl", "introspect", "farm.loom.Seed1", "/farm/loom/Seed1"]).ok();
+    for name in [".Status", ".Restart", ".Push", ".Plant", ".Logs", ".ZoneChanged", ".Hypervisor"] {
+        assert!(face.contains(name), "{face}");
+    }
+    // Others may not even ask.
+    let nobody = machine.run(&["setpriv", "--reuid=65534", "--clear-groups", "seed", "status"]);
+    assert_ne!(nobody.code, 0);
+}
