@@ -4,8 +4,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    fs::Permissions,
     io,
-    os::unix::fs::symlink,
+    net::IpAddr,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -69,11 +71,28 @@ pub struct NixBuilder {
     settings: NixSettings,
 }
 
+/// What the flake says of an instance; a derivation can be imitated, so its paths may be any text.
 #[derive(Deserialize)]
 struct Wire {
     meta: Value,
-    drv: StorePath,
-    out: StorePath,
+    drv: String,
+    out: String,
+}
+
+impl Wire {
+    fn check(self, name: &str) -> Result<Evaluated, BuildError> {
+        let failed = |what: String| BuildError::Failed {
+            what: format!("seeds.{name}.toplevel is no derivation of nix's own: {what}"),
+            lines: Vec::new(),
+            remedy: "write the system itself, as config.system.build.toplevel".to_owned(),
+        };
+        let parse = |text: &str| text.parse::<StorePath>().map_err(|error| failed(error.to_string()));
+        let (drv, out) = (parse(&self.drv)?, parse(&self.out)?);
+        if !drv.as_str().ends_with(".drv") {
+            return Err(failed(format!("its drvPath is {drv}")));
+        }
+        Ok(Evaluated { meta: self.meta, drv, out })
+    }
 }
 
 /// What a unit left behind.
@@ -99,7 +118,7 @@ impl NixBuilder {
         command.args(["--wait", "--pipe", "--collect", "--service-type=exec"]);
         // What follows is an argument list, not a template.
         command.arg("--expand-environment=no");
-        command.arg(format!("--unit=seed-build@{}-{step}.service", job.name));
+        command.arg(format!("--unit={}", unit_name(job, step)));
         command.arg(format!("--description=Seed: {step} for {}", job.namespace));
         let cache = format!("seed-build/{}", job.namespace);
         let mut property = |text: String| {
@@ -134,6 +153,13 @@ impl NixBuilder {
         }
         for range in &settings.allow_addresses {
             property(format!("IPAddressAllow={range}"));
+        }
+        for server in resolvers() {
+            property(format!("IPAddressAllow={server}"));
+        }
+        if let Ok(path) = std::env::var("PATH") {
+            // Inputs that are Git repositories are fetched by git.
+            property(format!("Environment=PATH={path}"));
         }
         command.env_clear().env("PATH", "/run/current-system/sw/bin:/usr/bin:/bin");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -187,11 +213,31 @@ const HARDENED: &[&str] = &[
 ];
 
 /// What a tenant's flake has no business to reach from inside the host.
-const PRIVATE: [&str; 6] = ["localhost", "link-local", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
+const PRIVATE: [&str; 9] = [
+    "localhost",
+    "link-local",
+    "multicast",
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "fc00::/7",
+];
+
+/// The servers that names are looked up at: without them nothing public can be fetched either, and they are often in a private range.
+fn resolvers() -> Vec<IpAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
+    servers.filter_map(|server| server.trim().parse().ok()).collect()
+}
 
 impl Builder for NixBuilder {
     async fn eval(&self, job: &Job, log: mpsc::Sender<String>) -> Result<BTreeMap<String, Evaluated>, BuildError> {
         let timeout = self.settings.eval_timeout_secs;
+        // The unit's user reads it where it is bound to; nobody else can reach it where it is.
+        std::fs::set_permissions(&job.source, Permissions::from_mode(0o444))
+            .map_err(|error| BuildError::Host(format!("could not hand out {}: {error}", job.source.display())))?;
         let mut command = self.unit(job, "eval", timeout);
         // Nix remembers archives by their name for an hour: no two jobs may share one.
         let source = format!("/run/seed/{}.tar", job.name);
@@ -199,14 +245,14 @@ impl Builder for NixBuilder {
         self.nix(&mut command);
         command.args(["eval", "--json", "--no-write-lock-file", "--apply", APPLY]);
         command.arg(format!("tarball+file://{source}#seeds"));
-        let ended = run(command, log).await?;
+        let ended = run(command, unit_name(job, "eval"), log).await?;
         if !ended.success {
             return Err(complaint::evaluation(&ended.lines, &ended.result, timeout, self.settings.eval_memory));
         }
         let found: BTreeMap<String, Wire> = serde_json::from_slice(&ended.output)
             .map_err(|error| BuildError::Host(format!("nix answered with what cannot be read: {error}")))?;
-        let evaluated = |wire: Wire| Evaluated { meta: wire.meta, drv: wire.drv, out: wire.out };
-        Ok(found.into_iter().map(|(name, wire)| (name, evaluated(wire))).collect())
+        let checked = |(name, wire): (String, Wire)| wire.check(&name).map(|evaluated| (name, evaluated));
+        found.into_iter().map(checked).collect()
     }
 
     async fn realise(
@@ -225,14 +271,22 @@ impl Builder for NixBuilder {
         let mut command = self.unit(job, "build", timeout);
         self.nix(&mut command);
         command.args(["build", "--no-link", "--print-build-logs", "--option", "timeout", &timeout.to_string(), "--"]);
-        command.args(wanted.values().map(|evaluated| format!("{}^out", evaluated.drv)));
-        let ended = run(command, log).await?;
+        command.args(wanted.values().map(|evaluated| format!("{}^*", evaluated.drv)));
+        let ended = run(command, unit_name(job, "build"), log).await?;
         if !ended.success {
             return Err(complaint::build(&ended.lines, &ended.result, timeout));
         }
         let mut realised = BTreeMap::new();
         for (name, evaluated) in wanted {
-            let closure = self.closure(&evaluated.out).await?;
+            // A flake says where its result is, but only the derivation knows. A path of someone else's must not reach its guest.
+            if !self.paths(&[&format!("{}^*", evaluated.drv)]).await?.contains(&evaluated.out) {
+                return Err(BuildError::Failed {
+                    what: format!("seeds.{name}.toplevel says that it is {}, which its derivation does not make", evaluated.out),
+                    lines: Vec::new(),
+                    remedy: "write the system itself, as config.system.build.toplevel".to_owned(),
+                });
+            }
+            let closure = self.paths(&["--recursive", "--", evaluated.out.as_str()]).await?;
             let toplevel = evaluated.out.clone();
             let place = name.clone();
             let system = tokio::task::spawn_blocking(move || system(&place, toplevel, closure)).await;
@@ -255,11 +309,11 @@ impl NixBuilder {
         self.settings.roots.join(namespace.as_str()).join(name).join(&out.base_name()[..12])
     }
 
-    /// All store paths that `out` refers to, sorted.
-    async fn closure(&self, out: &StorePath) -> Result<Vec<StorePath>, BuildError> {
-        let failed = |what: String| BuildError::Host(format!("could not list what {out} refers to: {what}"));
+    /// The valid store paths that `nix path-info` lists, sorted.
+    async fn paths(&self, arguments: &[&str]) -> Result<Vec<StorePath>, BuildError> {
+        let failed = |what: String| BuildError::Host(format!("could not look up {}: {what}", arguments.join(" ")));
         let mut command = Command::new(&self.settings.nix);
-        command.args(["--extra-experimental-features", "nix-command", "path-info", "--recursive", "--", out.as_str()]);
+        command.args(["--extra-experimental-features", "nix-command", "path-info"]).args(arguments);
         command.env_clear().env("NIX_REMOTE", "daemon").env("HOME", "/var/empty").stdin(Stdio::null()).kill_on_drop(true);
         let output = command.output().await.map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
@@ -292,10 +346,28 @@ pub async fn say_version(nix: &Path) {
     }
 }
 
-/// Runs a unit to its end; its standard error goes to `log` line by line.
-async fn run(mut command: Command, log: mpsc::Sender<String>) -> Result<Ended, BuildError> {
+fn unit_name(job: &Job, step: &str) -> String {
+    format!("seed-build@{}-{step}.service", job.name)
+}
+
+/// Stops a unit that nobody waits for any more: a newer push has taken its place.
+struct StopOnDrop(Option<String>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        let Some(name) = self.0.take() else { return };
+        // The runtime collects the child. A unit that could not be stopped ends with its time.
+        if let Err(error) = Command::new("systemctl").args(["stop", "--no-block", &name]).stdin(Stdio::null()).spawn() {
+            tracing::warn!(unit = name, %error, "could not stop");
+        }
+    }
+}
+
+/// Runs a unit to its end; its standard error goes to `log` line by line. When the future is dropped, the unit is stopped.
+async fn run(mut command: Command, unit: String, log: mpsc::Sender<String>) -> Result<Ended, BuildError> {
     let host = |error: io::Error| BuildError::Host(format!("could not run systemd-run: {error}"));
     let mut child = command.spawn().map_err(host)?;
+    let mut stop = StopOnDrop(Some(unit));
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(BuildError::Host("systemd-run has no output".to_owned()));
     };
@@ -327,7 +399,11 @@ async fn run(mut command: Command, log: mpsc::Sender<String>) -> Result<Ended, B
         (lines.into_iter().collect::<Vec<_>>(), result)
     };
     let (output, (lines, result), status) = tokio::join!(output, errors, child.wait());
+    stop.0 = None;
     let (output, status) = (output.map_err(host)?, status.map_err(host)?);
+    if let Some(code @ 200..=243) = status.code() {
+        return Err(BuildError::Host(format!("systemd could not set up the unit (code {code}); its journal says why")));
+    }
     if output.len() as u64 > MAX_OUTPUT {
         return Err(BuildError::Failed {
             what: format!("the metas of this flake are larger than {} MiB", MAX_OUTPUT >> 20),
@@ -415,6 +491,25 @@ mod tests {
 
     fn path(tag: &str) -> StorePath {
         format!("/nix/store/{}-{tag}", tag.repeat(32).chars().take(32).collect::<String>()).parse().expect("a path")
+    }
+
+    #[test]
+    fn only_store_paths_are_taken_from_a_flake() {
+        let good = path("a");
+        let check = |drv: &str, out: &str| Wire { meta: Value::Null, drv: drv.into(), out: out.into() }.check("web");
+        let drv = format!("{good}.drv");
+        assert_eq!(check(&drv, good.as_str()).unwrap().out, good);
+        for (drv, out) in [
+            ("--help", good.as_str()),
+            ("/etc/passwd", good.as_str()),
+            (good.as_str(), good.as_str()),
+            (&format!("{drv}^*"), good.as_str()),
+            (&drv, "/nix/store/../etc"),
+            (&drv, &format!("{good}/bin")),
+            (&drv, ""),
+        ] {
+            assert!(matches!(check(drv, out), Err(BuildError::Failed { .. })), "{drv} {out}");
+        }
     }
 
     #[test]
