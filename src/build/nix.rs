@@ -3,11 +3,11 @@
 //! a flake yields only parsed store paths ever reach an argument list.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     fs::Permissions,
     io,
     net::IpAddr,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -21,7 +21,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{BuildError, Builder, Evaluated, Job, Realised, complaint};
+use super::{BuildError, Builder, Evaluated, Job, Realised, complaint, roots};
 use crate::spec::{
     name::{Namespace, StorePath},
     quantity::Bytes,
@@ -264,7 +264,7 @@ impl Builder for NixBuilder {
         // The roots are there before the results: a result is protected from the moment it is valid.
         for (name, evaluated) in wanted {
             let root = self.root(&job.namespace, name, &evaluated.out);
-            make_root(&root, &evaluated.out)
+            roots::make(&root, &evaluated.out)
                 .map_err(|error| BuildError::Host(format!("could not make the root {}: {error}", root.display())))?;
         }
         let timeout = self.settings.build_timeout_secs;
@@ -297,7 +297,7 @@ impl Builder for NixBuilder {
 
     async fn retain(&self, namespace: &Namespace, keep: &[StorePath]) -> Result<(), BuildError> {
         let (roots, keep) = (self.settings.roots.join(namespace.as_str()), keep.to_vec());
-        let done = tokio::task::spawn_blocking(move || drop_roots(&roots, &keep)).await;
+        let done = tokio::task::spawn_blocking(move || roots::retain(&roots, &keep)).await;
         let failed = |error: String| BuildError::Host(format!("could not drop old roots: {error}"));
         done.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
     }
@@ -414,49 +414,6 @@ async fn run(mut command: Command, unit: String, log: mpsc::Sender<String>) -> R
     Ok(Ended { success: status.success(), output, lines, result })
 }
 
-/// Points `root` at `out`, which need not be there yet.
-fn make_root(root: &Path, out: &StorePath) -> io::Result<()> {
-    if std::fs::read_link(root).is_ok_and(|target| target == Path::new(out.as_str())) {
-        return Ok(());
-    }
-    if let Some(parent) = root.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let temporary = root.with_extension("new");
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    symlink(out.as_str(), &temporary)?;
-    std::fs::rename(temporary, root)
-}
-
-/// Removes the roots of a namespace whose targets are not among `keep`.
-fn drop_roots(roots: &Path, keep: &[StorePath]) -> io::Result<()> {
-    let keep: BTreeSet<&str> = keep.iter().map(StorePath::as_str).collect();
-    for instance in read_dir(roots)? {
-        for root in read_dir(&instance)? {
-            let target = std::fs::read_link(&root)?;
-            if !target.to_str().is_some_and(|target| keep.contains(target)) {
-                std::fs::remove_file(&root)?;
-            }
-        }
-        // Only when nothing is left in it.
-        if read_dir(&instance)?.is_empty() {
-            std::fs::remove_dir(&instance)?;
-        }
-    }
-    Ok(())
-}
-
-fn read_dir(path: &Path) -> io::Result<Vec<PathBuf>> {
-    match std::fs::read_dir(path) {
-        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
-}
-
 /// Checks that `toplevel` is a system: `kernel`, `initrd` and `init` are files of its own closure, `kernel-params` is one line.
 fn system(name: &str, toplevel: StorePath, closure: Vec<StorePath>) -> Result<Realised, BuildError> {
     let failed = |what: String| BuildError::Failed {
@@ -510,22 +467,5 @@ mod tests {
         ] {
             assert!(matches!(check(drv, out), Err(BuildError::Failed { .. })), "{drv} {out}");
         }
-    }
-
-    #[test]
-    fn roots_are_made_before_their_targets_and_dropped_when_not_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let roots = dir.path().join("s-abc");
-        for tag in ["a", "b", "c"] {
-            make_root(&roots.join("web").join(tag), &path(tag)).unwrap();
-            make_root(&roots.join("web").join(tag), &path(tag)).unwrap();
-        }
-        make_root(&roots.join("old/x"), &path("d")).unwrap();
-        drop_roots(&roots, &[path("a"), path("c")]).unwrap();
-        let mut left = read_dir(&roots.join("web")).unwrap();
-        left.sort();
-        assert_eq!(left, [roots.join("web/a"), roots.join("web/c")]);
-        assert!(!roots.join("old").exists());
-        drop_roots(&dir.path().join("none"), &[]).unwrap();
     }
 }
