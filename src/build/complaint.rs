@@ -8,6 +8,9 @@ const MAX_LINES: usize = 40;
 
 /// Why an evaluation failed. `result` is systemd's word for how the unit ended.
 pub fn evaluation(lines: &[String], result: &str, timeout_secs: u32, memory: Bytes) -> BuildError {
+    if let Some(host) = of_the_host(lines, result) {
+        return host;
+    }
     let has = |text: &str| lines.iter().any(|line| line.contains(text));
     let out_of_memory = result == "oom-kill"
         || has("std::bad_alloc")
@@ -26,6 +29,11 @@ pub fn evaluation(lines: &[String], result: &str, timeout_secs: u32, memory: Byt
         ("the flake has no `seeds`".to_owned(), "add an output seeds.<name> = seed.lib.mkSeed { … } to flake.nix")
     } else if has("does not contain a '/flake.nix'") || has("does not contain a 'flake.nix'") || has("flake.nix' does not exist") {
         ("there is no flake.nix in the root of the repository".to_owned(), "add one; a template is the quickest way to begin")
+    } else if has("allow-import-from-derivation") {
+        (
+            "the evaluation needs something to be built first, which this host does not allow".to_owned(),
+            "do not import or read files that a derivation makes",
+        )
     } else if has("stack overflow") || has("max-call-depth") {
         ("the evaluation recursed too deep".to_owned(), "look for a recursion without end")
     } else {
@@ -36,6 +44,9 @@ pub fn evaluation(lines: &[String], result: &str, timeout_secs: u32, memory: Byt
 
 /// Why a build failed.
 pub fn build(lines: &[String], result: &str, timeout_secs: u32) -> BuildError {
+    if let Some(host) = of_the_host(lines, result) {
+        return host;
+    }
     let what = match result {
         "timeout" => format!("the build did not end in {timeout_secs} s and was stopped"),
         _ => "the build failed".to_owned(),
@@ -47,9 +58,25 @@ pub fn build(lines: &[String], result: &str, timeout_secs: u32) -> BuildError {
     }
 }
 
-/// From nix's first `error:` on; without one, the end.
+/// What no flake can cause: the unit did not run, nix's daemon does not answer, the disk is full.
+fn of_the_host(lines: &[String], result: &str) -> Option<BuildError> {
+    if result.is_empty() {
+        let said = lines.last().map_or("systemd-run said nothing", String::as_str);
+        return Some(BuildError::Host(format!("the unit did not run: {said}")));
+    }
+    let line = |part: &str| lines.iter().find(|line| line.contains(part));
+    if let Some(line) = line("cannot connect to socket at").or_else(|| line("cannot open connection to remote store")) {
+        return Some(BuildError::Host(line.trim().to_owned()));
+    }
+    // A builder's own complaint is quoted with a `>`.
+    let full = lines.iter().any(|line| line.contains("No space left on device") && !line.contains('>'));
+    full.then(|| BuildError::Host("no space is left to build in: free some in /nix".to_owned()))
+}
+
+/// From nix's first `error:` on; without one, the end. In a tenant's words: `flake.nix:3:5` and not where nix keeps that file, and
+/// nothing of Seed's own expression.
 fn matter(lines: &[String]) -> Vec<String> {
-    let lines: Vec<&String> = lines.iter().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<String> = without_own_frames(lines).into_iter().map(without_store).collect();
     let begin = lines.iter().position(|line| line.trim_start().starts_with("error:")).unwrap_or(lines.len().saturating_sub(15));
     let found = &lines[begin..];
     if found.len() <= MAX_LINES {
@@ -59,6 +86,40 @@ fn matter(lines: &[String]) -> Vec<String> {
     let (head, tail) = (&found[..MAX_LINES / 2], &found[found.len() - MAX_LINES / 2..]);
     let cut = format!("… {} lines …", found.len() - MAX_LINES);
     head.iter().map(|line| (*line).clone()).chain([cut]).chain(tail.iter().map(|line| (*line).clone())).collect()
+}
+
+/// Leaves out empty lines, and the parts of a trace that lead through Seed's own expression: `… while …` and what is indented below it.
+fn without_own_frames(lines: &[String]) -> Vec<&str> {
+    let begins = |line: &str| {
+        let text = line.trim_start();
+        text.starts_with('…') || text.starts_with("error:") || text.starts_with("(stack trace truncated")
+    };
+    let own = |frame: &[&str]| {
+        let first = frame.first().map_or("", |line| line.trim_start());
+        first.starts_with('…') && frame.iter().any(|line| line.contains("«string»")) || first.starts_with("(stack trace truncated")
+    };
+    let lines: Vec<&str> = lines.iter().map(String::as_str).filter(|line| !line.trim().is_empty()).collect();
+    lines.chunk_by(|_, next| !begins(next)).filter(|frame| !own(frame)).flatten().copied().collect()
+}
+
+/// Leaves out `/nix/store/<hash>-source/` wherever it stands.
+fn without_store(line: &str) -> String {
+    const STORE: &str = "/nix/store/";
+    const SOURCE: &str = "-source/";
+    let mut short = String::new();
+    let mut rest = line;
+    while let Some(at) = rest.find(STORE) {
+        let after = at + STORE.len() + 32;
+        if rest.get(after..).is_some_and(|tail| tail.starts_with(SOURCE)) {
+            short.push_str(&rest[..at]);
+            rest = &rest[after + SOURCE.len()..];
+        } else {
+            short.push_str(&rest[..at + STORE.len()]);
+            rest = &rest[at + STORE.len()..];
+        }
+    }
+    short.push_str(rest);
+    short
 }
 
 /// The first version of each series that does not give builders root (CVE-2026-39860). Later series have it from the start.
@@ -137,6 +198,40 @@ mod tests {
             let found = said(&evaluation(&lines(text), result, 5, memory));
             assert!(found.contains(part), "{found}");
         }
+    }
+
+    #[test]
+    fn a_trace_leaves_out_what_is_not_the_tenants() {
+        let text = "error:\n       … while evaluating attribute 'web'\n\n       … while evaluating a branch condition\n         at «string»:5:5:\n            \
+                    4|   describe = name: seed:\n             |     ^\n\n       (stack trace truncated; use '--show-trace')\n\n       \
+                    error: undefined variable 'x'\n       at /nix/store/0123456789abcdfghijklmnpqrsvwxyz-source/flake.nix:2:17:\n";
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let expected = [
+            "error:",
+            "       … while evaluating attribute 'web'",
+            "       error: undefined variable 'x'",
+            "       at flake.nix:2:17:",
+        ];
+        assert_eq!(matter(&lines), expected);
+        assert_eq!(without_store("/nix/store/"), "/nix/store/");
+        assert_eq!(without_store("/nix/store/äöüäöüäöüäöüäöüäöüäöüäö"), "/nix/store/äöüäöüäöüäöüäöüäöüäöüäö");
+        let other = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-b/c";
+        assert_eq!(without_store(other), other);
+    }
+
+    #[test]
+    fn what_no_flake_can_cause_is_the_hosts() {
+        for (result, text) in [
+            ("", "Failed to start transient service unit: Access denied"),
+            ("exit-code", "error: cannot connect to socket at '/nix/var/nix/daemon-socket/socket': Connection refused"),
+            ("exit-code", "error: writing to file: No space left on device"),
+        ] {
+            let lines = [text.to_owned()];
+            assert!(matches!(evaluation(&lines, result, 1, Bytes(1)), BuildError::Host(_)), "{text}");
+            assert!(matches!(build(&lines, result, 1), BuildError::Host(_)), "{text}");
+        }
+        let builder = ["error: builder failed".to_owned(), "       > cp: No space left on device".to_owned()];
+        assert!(matches!(build(&builder, "exit-code", 1), BuildError::Failed { .. }));
     }
 
     #[test]

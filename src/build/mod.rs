@@ -3,6 +3,7 @@
 
 pub mod complaint;
 pub mod nix;
+mod roots;
 pub mod source;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf};

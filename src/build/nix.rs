@@ -3,9 +3,11 @@
 //! a flake yields only parsed store paths ever reach an argument list.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
+    fs::Permissions,
     io,
-    os::unix::fs::symlink,
+    net::IpAddr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -19,7 +21,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{BuildError, Builder, Evaluated, Job, Realised, complaint};
+use super::{BuildError, Builder, Evaluated, Job, Realised, complaint, roots};
 use crate::spec::{
     name::{Namespace, StorePath},
     quantity::Bytes,
@@ -69,11 +71,28 @@ pub struct NixBuilder {
     settings: NixSettings,
 }
 
+/// What the flake says of an instance; a derivation can be imitated, so its paths may be any text.
 #[derive(Deserialize)]
 struct Wire {
     meta: Value,
-    drv: StorePath,
-    out: StorePath,
+    drv: String,
+    out: String,
+}
+
+impl Wire {
+    fn check(self, name: &str) -> Result<Evaluated, BuildError> {
+        let failed = |what: String| BuildError::Failed {
+            what: format!("seeds.{name}.toplevel is no derivation of nix's own: {what}"),
+            lines: Vec::new(),
+            remedy: "write the system itself, as config.system.build.toplevel".to_owned(),
+        };
+        let parse = |text: &str| text.parse::<StorePath>().map_err(|error| failed(error.to_string()));
+        let (drv, out) = (parse(&self.drv)?, parse(&self.out)?);
+        if !drv.as_str().ends_with(".drv") {
+            return Err(failed(format!("its drvPath is {drv}")));
+        }
+        Ok(Evaluated { meta: self.meta, drv, out })
+    }
 }
 
 /// What a unit left behind.
@@ -99,7 +118,7 @@ impl NixBuilder {
         command.args(["--wait", "--pipe", "--collect", "--service-type=exec"]);
         // What follows is an argument list, not a template.
         command.arg("--expand-environment=no");
-        command.arg(format!("--unit=seed-build@{}-{step}.service", job.name));
+        command.arg(format!("--unit={}", unit_name(job, step)));
         command.arg(format!("--description=Seed: {step} for {}", job.namespace));
         let cache = format!("seed-build/{}", job.namespace);
         let mut property = |text: String| {
@@ -134,6 +153,13 @@ impl NixBuilder {
         }
         for range in &settings.allow_addresses {
             property(format!("IPAddressAllow={range}"));
+        }
+        for server in resolvers() {
+            property(format!("IPAddressAllow={server}"));
+        }
+        if let Ok(path) = std::env::var("PATH") {
+            // Inputs that are Git repositories are fetched by git.
+            property(format!("Environment=PATH={path}"));
         }
         command.env_clear().env("PATH", "/run/current-system/sw/bin:/usr/bin:/bin");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -187,11 +213,31 @@ const HARDENED: &[&str] = &[
 ];
 
 /// What a tenant's flake has no business to reach from inside the host.
-const PRIVATE: [&str; 6] = ["localhost", "link-local", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
+const PRIVATE: [&str; 9] = [
+    "localhost",
+    "link-local",
+    "multicast",
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "fc00::/7",
+];
+
+/// The servers that names are looked up at: without them nothing public can be fetched either, and they are often in a private range.
+fn resolvers() -> Vec<IpAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
+    servers.filter_map(|server| server.trim().parse().ok()).collect()
+}
 
 impl Builder for NixBuilder {
     async fn eval(&self, job: &Job, log: mpsc::Sender<String>) -> Result<BTreeMap<String, Evaluated>, BuildError> {
         let timeout = self.settings.eval_timeout_secs;
+        // The unit's user reads it where it is bound to; nobody else can reach it where it is.
+        std::fs::set_permissions(&job.source, Permissions::from_mode(0o444))
+            .map_err(|error| BuildError::Host(format!("could not hand out {}: {error}", job.source.display())))?;
         let mut command = self.unit(job, "eval", timeout);
         // Nix remembers archives by their name for an hour: no two jobs may share one.
         let source = format!("/run/seed/{}.tar", job.name);
@@ -199,14 +245,14 @@ impl Builder for NixBuilder {
         self.nix(&mut command);
         command.args(["eval", "--json", "--no-write-lock-file", "--apply", APPLY]);
         command.arg(format!("tarball+file://{source}#seeds"));
-        let ended = run(command, log).await?;
+        let ended = run(command, unit_name(job, "eval"), log).await?;
         if !ended.success {
             return Err(complaint::evaluation(&ended.lines, &ended.result, timeout, self.settings.eval_memory));
         }
         let found: BTreeMap<String, Wire> = serde_json::from_slice(&ended.output)
             .map_err(|error| BuildError::Host(format!("nix answered with what cannot be read: {error}")))?;
-        let evaluated = |wire: Wire| Evaluated { meta: wire.meta, drv: wire.drv, out: wire.out };
-        Ok(found.into_iter().map(|(name, wire)| (name, evaluated(wire))).collect())
+        let checked = |(name, wire): (String, Wire)| wire.check(&name).map(|evaluated| (name, evaluated));
+        found.into_iter().map(checked).collect()
     }
 
     async fn realise(
@@ -218,21 +264,29 @@ impl Builder for NixBuilder {
         // The roots are there before the results: a result is protected from the moment it is valid.
         for (name, evaluated) in wanted {
             let root = self.root(&job.namespace, name, &evaluated.out);
-            make_root(&root, &evaluated.out)
+            roots::make(&root, &evaluated.out)
                 .map_err(|error| BuildError::Host(format!("could not make the root {}: {error}", root.display())))?;
         }
         let timeout = self.settings.build_timeout_secs;
         let mut command = self.unit(job, "build", timeout);
         self.nix(&mut command);
         command.args(["build", "--no-link", "--print-build-logs", "--option", "timeout", &timeout.to_string(), "--"]);
-        command.args(wanted.values().map(|evaluated| format!("{}^out", evaluated.drv)));
-        let ended = run(command, log).await?;
+        command.args(wanted.values().map(|evaluated| format!("{}^*", evaluated.drv)));
+        let ended = run(command, unit_name(job, "build"), log).await?;
         if !ended.success {
             return Err(complaint::build(&ended.lines, &ended.result, timeout));
         }
         let mut realised = BTreeMap::new();
         for (name, evaluated) in wanted {
-            let closure = self.closure(&evaluated.out).await?;
+            // A flake says where its result is, but only the derivation knows. A path of someone else's must not reach its guest.
+            if !self.paths(&[&format!("{}^*", evaluated.drv)]).await?.contains(&evaluated.out) {
+                return Err(BuildError::Failed {
+                    what: format!("seeds.{name}.toplevel says that it is {}, which its derivation does not make", evaluated.out),
+                    lines: Vec::new(),
+                    remedy: "write the system itself, as config.system.build.toplevel".to_owned(),
+                });
+            }
+            let closure = self.paths(&["--recursive", "--", evaluated.out.as_str()]).await?;
             let toplevel = evaluated.out.clone();
             let place = name.clone();
             let system = tokio::task::spawn_blocking(move || system(&place, toplevel, closure)).await;
@@ -243,7 +297,7 @@ impl Builder for NixBuilder {
 
     async fn retain(&self, namespace: &Namespace, keep: &[StorePath]) -> Result<(), BuildError> {
         let (roots, keep) = (self.settings.roots.join(namespace.as_str()), keep.to_vec());
-        let done = tokio::task::spawn_blocking(move || drop_roots(&roots, &keep)).await;
+        let done = tokio::task::spawn_blocking(move || roots::retain(&roots, &keep)).await;
         let failed = |error: String| BuildError::Host(format!("could not drop old roots: {error}"));
         done.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
     }
@@ -255,11 +309,11 @@ impl NixBuilder {
         self.settings.roots.join(namespace.as_str()).join(name).join(&out.base_name()[..12])
     }
 
-    /// All store paths that `out` refers to, sorted.
-    async fn closure(&self, out: &StorePath) -> Result<Vec<StorePath>, BuildError> {
-        let failed = |what: String| BuildError::Host(format!("could not list what {out} refers to: {what}"));
+    /// The valid store paths that `nix path-info` lists, sorted.
+    async fn paths(&self, arguments: &[&str]) -> Result<Vec<StorePath>, BuildError> {
+        let failed = |what: String| BuildError::Host(format!("could not look up {}: {what}", arguments.join(" ")));
         let mut command = Command::new(&self.settings.nix);
-        command.args(["--extra-experimental-features", "nix-command", "path-info", "--recursive", "--", out.as_str()]);
+        command.args(["--extra-experimental-features", "nix-command", "path-info"]).args(arguments);
         command.env_clear().env("NIX_REMOTE", "daemon").env("HOME", "/var/empty").stdin(Stdio::null()).kill_on_drop(true);
         let output = command.output().await.map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
@@ -292,10 +346,28 @@ pub async fn say_version(nix: &Path) {
     }
 }
 
-/// Runs a unit to its end; its standard error goes to `log` line by line.
-async fn run(mut command: Command, log: mpsc::Sender<String>) -> Result<Ended, BuildError> {
+fn unit_name(job: &Job, step: &str) -> String {
+    format!("seed-build@{}-{step}.service", job.name)
+}
+
+/// Stops a unit that nobody waits for any more: a newer push has taken its place.
+struct StopOnDrop(Option<String>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        let Some(name) = self.0.take() else { return };
+        // The runtime collects the child. A unit that could not be stopped ends with its time.
+        if let Err(error) = Command::new("systemctl").args(["stop", "--no-block", &name]).stdin(Stdio::null()).spawn() {
+            tracing::warn!(unit = name, %error, "could not stop");
+        }
+    }
+}
+
+/// Runs a unit to its end; its standard error goes to `log` line by line. When the future is dropped, the unit is stopped.
+async fn run(mut command: Command, unit: String, log: mpsc::Sender<String>) -> Result<Ended, BuildError> {
     let host = |error: io::Error| BuildError::Host(format!("could not run systemd-run: {error}"));
     let mut child = command.spawn().map_err(host)?;
+    let mut stop = StopOnDrop(Some(unit));
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(BuildError::Host("systemd-run has no output".to_owned()));
     };
@@ -327,7 +399,11 @@ async fn run(mut command: Command, log: mpsc::Sender<String>) -> Result<Ended, B
         (lines.into_iter().collect::<Vec<_>>(), result)
     };
     let (output, (lines, result), status) = tokio::join!(output, errors, child.wait());
+    stop.0 = None;
     let (output, status) = (output.map_err(host)?, status.map_err(host)?);
+    if let Some(code @ 200..=243) = status.code() {
+        return Err(BuildError::Host(format!("systemd could not set up the unit (code {code}); its journal says why")));
+    }
     if output.len() as u64 > MAX_OUTPUT {
         return Err(BuildError::Failed {
             what: format!("the metas of this flake are larger than {} MiB", MAX_OUTPUT >> 20),
@@ -336,49 +412,6 @@ async fn run(mut command: Command, log: mpsc::Sender<String>) -> Result<Ended, B
         });
     }
     Ok(Ended { success: status.success(), output, lines, result })
-}
-
-/// Points `root` at `out`, which need not be there yet.
-fn make_root(root: &Path, out: &StorePath) -> io::Result<()> {
-    if std::fs::read_link(root).is_ok_and(|target| target == Path::new(out.as_str())) {
-        return Ok(());
-    }
-    if let Some(parent) = root.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let temporary = root.with_extension("new");
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    symlink(out.as_str(), &temporary)?;
-    std::fs::rename(temporary, root)
-}
-
-/// Removes the roots of a namespace whose targets are not among `keep`.
-fn drop_roots(roots: &Path, keep: &[StorePath]) -> io::Result<()> {
-    let keep: BTreeSet<&str> = keep.iter().map(StorePath::as_str).collect();
-    for instance in read_dir(roots)? {
-        for root in read_dir(&instance)? {
-            let target = std::fs::read_link(&root)?;
-            if !target.to_str().is_some_and(|target| keep.contains(target)) {
-                std::fs::remove_file(&root)?;
-            }
-        }
-        // Only when nothing is left in it.
-        if read_dir(&instance)?.is_empty() {
-            std::fs::remove_dir(&instance)?;
-        }
-    }
-    Ok(())
-}
-
-fn read_dir(path: &Path) -> io::Result<Vec<PathBuf>> {
-    match std::fs::read_dir(path) {
-        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
 }
 
 /// Checks that `toplevel` is a system: `kernel`, `initrd` and `init` are files of its own closure, `kernel-params` is one line.
@@ -418,19 +451,21 @@ mod tests {
     }
 
     #[test]
-    fn roots_are_made_before_their_targets_and_dropped_when_not_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let roots = dir.path().join("s-abc");
-        for tag in ["a", "b", "c"] {
-            make_root(&roots.join("web").join(tag), &path(tag)).unwrap();
-            make_root(&roots.join("web").join(tag), &path(tag)).unwrap();
+    fn only_store_paths_are_taken_from_a_flake() {
+        let good = path("a");
+        let check = |drv: &str, out: &str| Wire { meta: Value::Null, drv: drv.into(), out: out.into() }.check("web");
+        let drv = format!("{good}.drv");
+        assert_eq!(check(&drv, good.as_str()).unwrap().out, good);
+        for (drv, out) in [
+            ("--help", good.as_str()),
+            ("/etc/passwd", good.as_str()),
+            (good.as_str(), good.as_str()),
+            (&format!("{drv}^*"), good.as_str()),
+            (&drv, "/nix/store/../etc"),
+            (&drv, &format!("{good}/bin")),
+            (&drv, ""),
+        ] {
+            assert!(matches!(check(drv, out), Err(BuildError::Failed { .. })), "{drv} {out}");
         }
-        make_root(&roots.join("old/x"), &path("d")).unwrap();
-        drop_roots(&roots, &[path("a"), path("c")]).unwrap();
-        let mut left = read_dir(&roots.join("web")).unwrap();
-        left.sort();
-        assert_eq!(left, [roots.join("web/a"), roots.join("web/c")]);
-        assert!(!roots.join("old").exists());
-        drop_roots(&dir.path().join("none"), &[]).unwrap();
     }
 }

@@ -165,7 +165,7 @@ impl Files {
             }
             looked => looked.map_err(error("look at", path))?,
         };
-        if !meta.is_file() || meta.uid() != nix::unistd::Uid::effective().as_raw() {
+        if !meta.is_file() || meta.uid() != me() {
             return Ok(None);
         }
         let stamp = Stamp::of(&meta);
@@ -182,6 +182,12 @@ impl Files {
         }
         Ok(Some(text))
     }
+}
+
+/// Who this process is; asked once, because a look asks for every file.
+fn me() -> u32 {
+    static ME: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *ME.get_or_init(|| nix::unistd::Uid::effective().as_raw())
 }
 
 /// The instance that a unit file belongs to, if it is one of Seed's for an instance.

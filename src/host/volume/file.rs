@@ -108,7 +108,9 @@ fn folder_of(image: &Path) -> &Path {
 fn check_room(image: &Path, needed: Bytes) -> Result<(), VolumeError> {
     let folder = folder_of(image);
     let room = statvfs(folder).map_err(|source| error("measure the room in", folder)(source.into()))?;
-    let free = Bytes(room.blocks_available().saturating_mul(room.fragment_size()));
+    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    // For people: whole mebibytes.
+    let free = Bytes(free & !((1 << 20) - 1));
     if free < needed {
         return Err(VolumeError::Full { path: image.into(), needed, free });
     }
