@@ -148,9 +148,10 @@ fn rules(layout: &Layout) -> String {
   chain forward_tap {{
     ct state vmap {{ established : accept, related : accept, invalid : drop }}
     iifname "seed*" oifname "seed*" jump between
+    # What is exposed is exposed to the world, not to the neighbours: they come in as the world does.
+    iifname "seed*" oifname "seed*" counter reject with icmpx admin-prohibited
     oifname "seed*" jump exposed
     iifname != "seed*" counter drop
-    oifname "seed*" counter reject with icmpx admin-prohibited
     ip daddr 169.254.0.0/16 counter reject with icmpx admin-prohibited
     accept
   }}
