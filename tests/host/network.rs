@@ -36,14 +36,32 @@ fn namespaces_are_apart_and_members_reach_each_other_by_name() {
     bob.edit("http://web/", &format!("http://{address}/"));
     bob.push(&[]).ok();
     machine.wait("the guest has tried", Duration::from_secs(90), || logs(&bob).contains("no answer").then_some(()));
-    assert_eq!(machine.run(&["curl", "-s", "-m", "5", &format!("http://{address}/")]).ok().trim(), "Hello from Seed");
 
     // The rules are one table, and an address belongs to one tap.
     let rules = machine.run(&["nft", "list", "table", "inet", "seed"]).ok();
     assert!(rules.contains("seed0") && rules.contains("seed1"), "{rules}");
-    // A port that is not exposed does not answer from outside.
-    let closed = machine.run(&["curl", "-s", "-m", "3", &format!("http://{address}:9999/")]);
-    assert_eq!(closed.code, 28, "dropped, not refused: {}", closed.all());
+    // From outside, over another link: what is exposed answers, on both families; what is not does not even refuse.
     let six = status["namespaces"][0]["instances"][0]["ipv6"].as_str().expect("an address").to_owned();
-    assert_eq!(machine.run(&["curl", "-s", "-m", "5", &format!("http://[{six}]/")]).ok().trim(), "Hello from Seed");
+    for line in [
+        "netns add outside",
+        "link add out0 type veth peer name eth0 netns outside",
+        "addr add 192.0.2.1/24 dev out0",
+        "addr add 2001:db8::1/64 dev out0 nodad",
+        "link set out0 up",
+        "-n outside link set lo up",
+        "-n outside link set eth0 up",
+        "-n outside addr add 192.0.2.2/24 dev eth0",
+        "-n outside addr add 2001:db8::2/64 dev eth0 nodad",
+        "-n outside route add default via 192.0.2.1",
+        "-n outside -6 route add default via 2001:db8::1",
+    ] {
+        let mut words = vec!["ip"];
+        words.extend(line.split(' '));
+        machine.run(&words).ok();
+    }
+    let outside = |url: &str| machine.run(&["ip", "netns", "exec", "outside", "curl", "-s", "-m", "5", url]);
+    assert_eq!(outside(&format!("http://{address}/")).ok().trim(), "Hello from Seed");
+    assert_eq!(outside(&format!("http://[{six}]/")).ok().trim(), "Hello from Seed");
+    let closed = outside(&format!("http://{address}:9999/"));
+    assert_eq!(closed.code, 28, "dropped, not refused: {}", closed.all());
 }
