@@ -153,6 +153,28 @@ pub fn of_systemd_run(line: &str) -> bool {
     SAID.iter().any(|said| line.starts_with(said))
 }
 
+/// Leaves out of a log what says nothing to a pusher: where Seed put the source, and the list of inputs that nix would lock.
+#[derive(Debug, Default)]
+pub struct Chatter {
+    in_lock_list: bool,
+}
+
+impl Chatter {
+    /// What to show of a line, if anything.
+    pub fn pass(&mut self, line: &str) -> Option<String> {
+        if line.contains("not writing modified lock file") {
+            self.in_lock_list = true;
+            return Some(
+                "flake.lock does not name every input: they are taken as they are now (`nix flake lock` pins them)".to_owned(),
+            );
+        }
+        let of_the_list = line.starts_with("• ") || line.starts_with("    '") || line.starts_with("    follows '");
+        self.in_lock_list &= of_the_list;
+        let noise = self.in_lock_list || line.trim().is_empty() || line.starts_with("unpacking 'file:///run/seed/");
+        (!noise).then(|| line.to_owned())
+    }
+}
+
 /// A line without its end, colours and other control characters.
 pub fn plain(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
@@ -258,6 +280,24 @@ mod tests {
             assert_eq!(is_safe(said), Some(safe), "{said}");
         }
         assert_eq!(is_safe("what"), None);
+    }
+
+    #[test]
+    fn of_a_log_the_pusher_sees_what_means_something() {
+        let mut chatter = Chatter::default();
+        let shown: Vec<String> = [
+            "unpacking 'file:///run/seed/1-2.tar' into the Git cache...",
+            "warning: not writing modified lock file of flake 'file:///run/seed/1-2.tar':",
+            "• Added input 'tools':",
+            "    'http://x/tools.tar.gz?narHash=sha256-1' (1970-01-01)",
+            "building '/nix/store/x.drv'...",
+            "    'indented as the list is, but later'",
+        ]
+        .iter()
+        .filter_map(|line| chatter.pass(line))
+        .collect();
+        assert_eq!(shown.len(), 3, "{shown:?}");
+        assert!(shown[0].contains("nix flake lock") && shown[1].starts_with("building"));
     }
 
     #[test]

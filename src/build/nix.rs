@@ -379,6 +379,7 @@ async fn run(mut command: Command, unit: String, log: mpsc::Sender<String>) -> R
     let errors = async {
         let mut lines: VecDeque<String> = VecDeque::new();
         let mut result = String::new();
+        let mut chatter = complaint::Chatter::default();
         let mut reader = BufReader::new(stderr);
         let mut bytes = Vec::new();
         // A line without end is cut, so that a log cannot fill the agent's memory.
@@ -389,7 +390,9 @@ async fn run(mut command: Command, unit: String, log: mpsc::Sender<String>) -> R
                 result = said.trim().to_owned();
             } else if !complaint::of_systemd_run(&line) {
                 // A log that nobody reads any more is not worth stopping for.
-                drop(log.send(line.clone()).await);
+                if let Some(shown) = chatter.pass(&line) {
+                    drop(log.send(shown).await);
+                }
                 lines.push_back(line);
                 if lines.len() > KEPT_LINES {
                     lines.pop_front();
