@@ -81,6 +81,9 @@ enum Verb {
     /// Run a virtual machine; seed-vm@….service starts it
     #[command(hide = true)]
     Vm(launch::vm::Args),
+    /// Tell machinectl of a virtual machine; seed-vm@….service runs it
+    #[command(hide = true)]
+    Machine(launch::machine::Args),
     /// Become virtiofsd with a view of one closure; seed-store@….service starts it
     #[command(hide = true)]
     StoreView(launch::store_view::Args),
@@ -128,6 +131,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Agent(flag) => daemon(&flag.config, agent),
         Verb::Serve(flag) => daemon(&flag.config, serve),
         Verb::Vm(args) => Ok(launch::vm::main(args)),
+        Verb::Machine(args) => Ok(launch::machine::main(&args)),
         Verb::StoreView(args) => Ok(launch::store_view::main(args)),
     }
 }

@@ -38,6 +38,12 @@ impl UnitFile {
         self.line(format_args!("{key}={}", words.join(" ")))
     }
 
+    /// The same, run as root outside of the unit's sandbox; its failure is nothing to the unit.
+    pub fn exec_privileged(&mut self, key: &'static str, argv: &[impl AsRef<str>]) -> &mut Self {
+        let words: Vec<String> = argv.iter().map(|argument| quote(argument.as_ref())).collect();
+        self.line(format_args!("{key}=-+{}", words.join(" ")))
+    }
+
     fn line(&mut self, line: fmt::Arguments<'_>) -> &mut Self {
         self.text.write_fmt(line).expect("writing to a String cannot fail");
         self.text.push('\n');

@@ -170,6 +170,8 @@ impl Set<'_> {
         argv.extend(machine.argv);
 
         file.section("Service").set("Type", "notify").set("NotifyAccess", "main").exec("ExecStart", &argv);
+        // So that machinectl knows it. As root, outside of the sandbox; whether it works is nothing to the guest.
+        file.exec_privileged("ExecStartPost", &[layout.tools.seed.as_str(), "machine", &self.id.unit_instance()]);
         file.set("Restart", "always").set("RestartSec", "1s").set("RestartSteps", 5);
         file.set("RestartMaxDelaySec", format_args!("{RESTART_MAX_SECS}s"));
         file.set("TimeoutStartSec", format_args!("{}s", layout.boot_timeout_secs));

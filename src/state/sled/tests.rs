@@ -86,15 +86,20 @@ fn child(directory: &Path, commits: u64, tasks: u16, checkpoint_bytes: u64, wrap
     command
 }
 
-/// The newest acknowledged batch of each task, from what the child printed.
-fn acknowledged(output: impl io::Read) -> BTreeMap<u32, u64> {
+/// The newest acknowledged batch of each task, from what the child printed. `enough` is called when so many were seen.
+fn acknowledged(output: impl io::Read, many: usize, mut enough: impl FnMut()) -> BTreeMap<u32, u64> {
     let mut newest = BTreeMap::new();
+    let mut seen = 0;
     for line in BufReader::new(output).lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split(' ').collect();
         // The end of the last line may be missing, and a line may stand behind what the test harness prints.
         let [.., "ack", task, n] = words[..] else { continue };
         if let (Ok(task), Ok(n)) = (task.parse(), n.parse::<u64>()) {
             newest.insert(task, n);
+            seen += 1;
+            if seen == many {
+                enough();
+            }
         }
     }
     newest
@@ -112,14 +117,13 @@ fn strace() -> bool {
 async fn killed_at_random_moments_it_loses_no_acknowledged_batch_and_applies_none_by_half() {
     let directory = tempfile::tempdir().expect("a place");
     let mut total = BTreeMap::new();
-    for round in 0u64..25 {
+    for round in 0u32..25 {
         let mut child = child(directory.path(), 1_000_000, 3, 20_000, &[]).spawn().expect("the child starts");
         let output = child.stdout.take().expect("a pipe");
-        let reader = thread::spawn(move || acknowledged(output));
-        thread::sleep(Duration::from_millis(15 + round * 13 % 120));
-        child.kill().expect("it runs until it is killed");
+        // It is killed while it works on, a number of acknowledgements later each time: what it printed meanwhile counts too.
+        let acknowledged =
+            acknowledged(output, 5 + round as usize * 13 % 120, || child.kill().expect("it runs until it is killed"));
         child.wait().expect("it was killed");
-        let acknowledged = reader.join().expect("the reader ends with the pipe");
         let found = newest(&load(directory.path()).await);
         for (task, n) in acknowledged {
             assert!(found.get(&task) >= Some(&n), "round {round}: task {task} was told of {n}, found {:?}", found.get(&task));
@@ -141,7 +145,7 @@ async fn killed_at_every_call_that_writes_it_loses_nothing() {
             let inject = format!("inject={call}:signal=SIGKILL:when={n}");
             let wrapper: Vec<String> = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject].map(str::to_owned).into();
             let output = child(directory.path(), 12, 1, 2_000, &wrapper).output().expect("strace starts");
-            let acknowledged = acknowledged(output.stdout.as_slice());
+            let acknowledged = acknowledged(output.stdout.as_slice(), usize::MAX, || ());
             let found = newest(&load(directory.path()).await);
             for (task, n) in acknowledged {
                 assert!(found.get(&task) >= Some(&n), "{inject}: was told of {n}, found {:?}", found.get(&task));
