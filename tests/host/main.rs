@@ -7,6 +7,7 @@ mod machine;
 
 mod bad_input;
 mod crash;
+mod lacks;
 mod logs;
 mod network;
 mod push;

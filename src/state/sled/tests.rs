@@ -4,7 +4,6 @@ use std::{
     io::{BufRead, BufReader},
     process::{Command, Stdio},
     sync::Arc,
-    time::Duration,
 };
 
 use super::*;
