@@ -52,23 +52,7 @@ fn an_agent_killed_in_the_middle_of_a_deploy_finishes_it() {
     let ann = machine.tenant("ann", "my-app");
     ann.push(&[]).ok();
     let code = machine.invite();
-    let mut planting = machine.spawn(&[
-        "ssh",
-        "-i",
-        "/root/ann/key",
-        "-p",
-        "2222",
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "StrictHostKeyChecking=no",
-        "-o",
-        "UserKnownHostsFile=/dev/null",
-        "seed@127.0.0.1",
-        "plant",
-        "silo:my-app",
-        &code,
-    ]);
+    let mut planting = machine.spawn(&ann.asks(&["plant", "silo:my-app", &code]));
     for wait in [500, 900, 1300, 1700, 2500, 4000] {
         std::thread::sleep(Duration::from_millis(wait));
         let pid = machine.main_pid("seed-agent.service");

@@ -17,25 +17,7 @@ fn logs_status_and_help_tell_what_they_should_and_no_more() {
         .collect();
     assert_eq!(times.len(), 5, "{json}");
     assert!(times.is_sorted(), "{times:?}");
-    let follow = machine.run(&[
-        "timeout",
-        "5",
-        "ssh",
-        "-i",
-        "/root/ann/key",
-        "-p",
-        "2222",
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "StrictHostKeyChecking=no",
-        "-o",
-        "UserKnownHostsFile=/dev/null",
-        "seed@127.0.0.1",
-        "logs",
-        "web",
-        "-f",
-    ]);
+    let follow = ann.shell_for(5, &["logs", "web", "-f"]);
     assert_eq!(follow.code, 124, "it goes on until it is ended: {}", follow.all());
     assert!(follow.out.lines().count() > 5);
 

@@ -230,11 +230,24 @@ impl Tenant<'_> {
         format!("ssh://seed@127.0.0.1:2222/{repo}.git")
     }
 
-    /// A command of the shell.
-    pub fn shell(&self, words: &[&str]) -> Said {
+    /// The command line that asks the shell something.
+    pub fn asks<'a>(&'a self, words: &[&'a str]) -> Vec<&'a str> {
         let mut all: Vec<&str> = self.ssh.split_whitespace().collect();
         all.push("seed@127.0.0.1");
         all.extend(words);
+        all
+    }
+
+    /// A command of the shell.
+    pub fn shell(&self, words: &[&str]) -> Said {
+        self.machine.run(&self.asks(words))
+    }
+
+    /// The same, ended after so many seconds.
+    pub fn shell_for(&self, seconds: u32, words: &[&str]) -> Said {
+        let seconds = seconds.to_string();
+        let mut all = vec!["timeout", seconds.as_str()];
+        all.extend(self.asks(words));
         self.machine.run(&all)
     }
 

@@ -128,27 +128,7 @@ fn who_hangs_up_does_not_stop_the_deploy() {
     let ann = machine.tenant("ann", "gone");
     ann.push(&[]).ok();
     let code = machine.invite();
-    // The client is ended by `timeout` long before the guest is up.
-    machine
-        .run(&[
-            "timeout",
-            "2",
-            "ssh",
-            "-i",
-            "/root/ann/key",
-            "-p",
-            "2222",
-            "-o",
-            "BatchMode=yes",
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-            "seed@127.0.0.1",
-            "plant",
-            "silo:gone",
-            &code,
-        ])
-        .all();
+    // The client is ended long before the guest is up.
+    ann.shell_for(2, &["plant", "silo:gone", &code]);
     machine.wait("the page", BOOT, || (ann.page("web") == "Hello from Seed").then_some(()));
 }
