@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Agent, Event, Queued, Shared, chain, job::Job, logs, now};
 use crate::{
-    build::{self, BuildError, Builder, Evaluated, source},
+    build::{self, BuildError, Builder, Evaluated},
     bus::{Level, Outcome, Stage},
     host::{Guest, Host},
     spec::{
@@ -205,10 +205,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         let settings = &self.shared.settings;
         let archive = settings.work.join(format!("{}.tar", self.job.name));
         let repository = settings.repositories.join(format!("{}.git", self.ask.repo));
-        let (commit, target) = (self.ask.commit.clone(), archive.clone());
-        let exported = tokio::task::spawn_blocking(move || source::export(&repository, &commit, &target)).await;
-        if let Err(error) = exported.map_err(|error| error.to_string()).and_then(|done| done.map_err(|error| chain(&error))) {
-            self.error(Stage::Eval, error);
+        if let Err(error) = settings.reader.export(&repository, &self.ask.commit, &archive).await {
+            self.error(Stage::Eval, chain(&error));
             return Err(Failed(Stage::Eval));
         }
         let job = build::Job { name: self.job.name.clone(), namespace: self.namespace.clone(), source: archive.clone() };

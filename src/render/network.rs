@@ -168,7 +168,8 @@ fn rules(layout: &Layout) -> String {
   }}
   chain from_host {{
     ct direction reply ct state established accept
-    meta l4proto {{ icmp, ipv6-icmp }} accept
+    # ICMP and ICMPv6, by number: not every host has a list of names.
+    meta l4proto {{ 1, 58 }} accept
     jump exposed
     counter drop
   }}
