@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{Agent, Event, Queued, Shared, chain, job::Job, logs, now};
 use crate::{
@@ -70,7 +70,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    /// Evaluates a commit and says what deploying it would change. Not queued: it touches nothing.
+    /// Evaluates a commit and says what deploying it would change. Not in the queue of deploys, for it touches nothing; but one at a time.
     pub(super) fn start_plan(&mut self, namespace: Namespace, ask: Ask) -> Job {
         let job = self.jobs.create(namespace.clone());
         let deploy = self.deploy(namespace, ask, job.clone());
@@ -144,6 +144,12 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     }
 
     async fn plan_only(self) {
+        static PLANS: Semaphore = Semaphore::const_new(1);
+        if PLANS.available_permits() == 0 {
+            self.info(Stage::Queue, "waiting for another plan");
+        }
+        // It is never closed.
+        let _turn = PLANS.acquire().await;
         let (outcome, stage, text) = match self.evaluate().await {
             Err(Failed(stage)) => (Outcome::Failed, stage, "nothing was changed".to_owned()),
             Ok((_, manifests, evaluated)) => {

@@ -265,6 +265,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let namespace = FlakeUri::Silo(name.clone()).namespace();
         let planted = self.memory.plants.contains_key(&namespace);
         let ask = Ask { repo: name.clone(), reference, commit, by, at: now() };
+        if mode == deploy::Mode::Plan && !planted {
+            notes.push(format!("{name} is not planted yet, so there is no plan; with an invite code: plant silo:{name} CODE"));
+            return Ok(json(&Pushed { job: String::new(), notes }));
+        }
         if mode == deploy::Mode::Plan {
             let job = self.start_plan(namespace, ask);
             return Ok(json(&Pushed { job: job.name, notes }));

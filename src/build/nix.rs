@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    io,
+    io::{self, Read},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Stdio,
@@ -224,11 +224,23 @@ impl Builder for NixBuilder {
         let timeout = self.settings.build_timeout_secs;
         let mut command = self.unit(job, "build", timeout);
         self.nix(&mut command);
-        command.args(["build", "--no-link", "--print-build-logs", "--option", "timeout", &timeout.to_string(), "--"]);
+        command.args(["build", "--no-link", "--json", "--print-build-logs", "--option", "timeout", &timeout.to_string(), "--"]);
         command.args(wanted.values().map(|evaluated| format!("{}^out", evaluated.drv)));
         let ended = run(command, log).await?;
         if !ended.success {
             return Err(complaint::build(&ended.lines, &ended.result, timeout));
+        }
+        let built = outputs(&ended.output)
+            .map_err(|error| BuildError::Host(format!("nix said what it built as nobody can read: {error}")))?;
+        for (name, evaluated) in wanted {
+            // A flake may say any path; what its derivation makes is what it may show its guest.
+            if built.get(evaluated.drv.as_str()) != Some(&evaluated.out) {
+                return Err(BuildError::Failed {
+                    what: format!("seeds.{name}.toplevel says that it is {}, and is not", evaluated.out),
+                    lines: Vec::new(),
+                    remedy: "outPath and drvPath must be those of one derivation".to_owned(),
+                });
+            }
         }
         let mut realised = BTreeMap::new();
         for (name, evaluated) in wanted {
@@ -273,6 +285,18 @@ impl NixBuilder {
         paths.sort();
         Ok(paths)
     }
+}
+
+/// The output `out` of each derivation, from the JSON of `nix build`: `[{"drvPath":…,"outputs":{"out":…}}]`.
+fn outputs(json: &[u8]) -> Result<BTreeMap<String, StorePath>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Built {
+        #[serde(rename = "drvPath")]
+        drv: String,
+        outputs: BTreeMap<String, StorePath>,
+    }
+    let built: Vec<Built> = serde_json::from_slice(json)?;
+    Ok(built.into_iter().filter_map(|mut one| Some((one.drv, one.outputs.remove("out")?))).collect())
 }
 
 /// Says in the journal which nix this is, and so loudly if it is one that is known to give builders root (CVE-2026-39860).
@@ -401,8 +425,10 @@ fn system(name: &str, toplevel: StorePath, closure: Vec<StorePath>) -> Result<Re
     if !inside {
         return Err(failed("kernel-params is no file of its own closure".to_owned()));
     }
-    let params = std::fs::read(&params).map_err(|error| failed(format!("kernel-params: {error}")))?;
-    let params = String::from_utf8_lossy(&params).trim().to_owned();
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(&params).and_then(|file| file.take(4096).read_to_end(&mut bytes));
+    read.map_err(|error| failed(format!("kernel-params: {error}")))?;
+    let params = String::from_utf8_lossy(&bytes).trim().to_owned();
     if params.len() > 1500 || !params.bytes().all(|b| (b' '..=b'~').contains(&b)) {
         return Err(failed("kernel-params must be one line of printable ASCII, at most 1500 characters".to_owned()));
     }
@@ -415,6 +441,17 @@ mod tests {
 
     fn path(tag: &str) -> StorePath {
         format!("/nix/store/{}-{tag}", tag.repeat(32).chars().take(32).collect::<String>()).parse().expect("a path")
+    }
+
+    #[test]
+    fn what_was_built_is_what_nix_says() {
+        let json = format!(
+            r#"[{{"drvPath":"/nix/store/x.drv","outputs":{{"out":"{}","doc":"{}"}},"startTime":1}}]"#,
+            path("a"),
+            path("b")
+        );
+        assert_eq!(outputs(json.as_bytes()).unwrap(), BTreeMap::from([("/nix/store/x.drv".to_owned(), path("a"))]));
+        assert!(outputs(b"").is_err());
     }
 
     #[test]
