@@ -84,6 +84,13 @@ enum Verb {
     /// Tell machinectl of a virtual machine; seed-vm@….service runs it
     #[command(hide = true)]
     Machine(launch::machine::Args),
+    /// Answer one question about a repository; the agent starts it, as the user of the doors
+    #[command(hide = true)]
+    ReadRepository {
+        path: PathBuf,
+        /// head, keys COMMIT, or export COMMIT
+        what: Vec<String>,
+    },
     /// Become virtiofsd with a view of one closure; seed-store@….service starts it
     #[command(hide = true)]
     StoreView(launch::store_view::Args),
@@ -132,6 +139,11 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Serve(flag) => daemon(&flag.config, serve),
         Verb::Vm(args) => Ok(launch::vm::main(args)),
         Verb::Machine(args) => Ok(launch::machine::main(&args)),
+        Verb::ReadRepository { path, what } => {
+            let question = build::source::Question::parse(&what).context("no question about a repository")?;
+            build::source::answer(&path, &question, &mut std::io::stdout().lock())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::StoreView(args) => Ok(launch::store_view::main(args)),
     }
 }
@@ -178,6 +190,11 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     let settings = agent::Settings {
         layout,
         repositories: config.repositories(),
+        reader: build::source::Reader::Unit {
+            systemd_run: "systemd-run".into(),
+            seed: found.tools.seed.clone().into(),
+            user: "seed".to_owned(),
+        },
         work,
         parallel: config.build.parallel as usize,
         keep: config.build.keep_generations as usize,

@@ -5,11 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{Event, Shared, chain, guest::wait_for_guest, job::Job, logs, now};
 use crate::{
-    build::{self, BuildError, Builder, Evaluated, source},
+    build::{self, BuildError, Builder, Evaluated},
     bus::{Level, Outcome, Stage},
     host::Host,
     spec::{
@@ -72,6 +72,12 @@ impl<H: Host, B: Builder> Deploy<H, B> {
 
     /// Evaluates, and says what would change.
     pub(super) async fn plan_only(self) {
+        static PLANS: Semaphore = Semaphore::const_new(1);
+        if PLANS.available_permits() == 0 {
+            self.info(Stage::Queue, "waiting for another plan");
+        }
+        // It is never closed.
+        let _turn = PLANS.acquire().await;
         let (outcome, stage, text) = match self.evaluate().await {
             Err(Failed(stage)) => (Outcome::Failed, stage, "nothing was changed".to_owned()),
             Ok((_, manifests, evaluated)) => {
@@ -133,10 +139,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         let settings = &self.shared.settings;
         let archive = settings.work.join(format!("{}.tar", self.job.name));
         let repository = settings.repositories.join(format!("{}.git", self.ask.repo));
-        let (commit, target) = (self.ask.commit.clone(), archive.clone());
-        let exported = tokio::task::spawn_blocking(move || source::export(&repository, &commit, &target)).await;
-        if let Err(error) = exported.map_err(|error| error.to_string()).and_then(|done| done.map_err(|error| chain(&error))) {
-            self.error(Stage::Eval, error);
+        if let Err(error) = settings.reader.export(&repository, &self.ask.commit, &archive).await {
+            self.error(Stage::Eval, chain(&error));
             return Err(Failed(Stage::Eval));
         }
         let job = build::Job { name: self.job.name.clone(), namespace: self.namespace.clone(), source: archive.clone() };

@@ -15,6 +15,11 @@ use crate::{
 
 /// How many lines one job keeps. A build that says more loses its oldest `detail` lines.
 const MAX_LINES: usize = 2_000;
+/// How many bytes of text one job keeps, and how long one text may be.
+const MAX_BYTES: usize = 512 << 10;
+const MAX_TEXT: usize = 4 << 10;
+/// How many lines are handed to a follower at a time, who may not be reading.
+const AT_ONCE: usize = 16;
 /// How many ended jobs can still be followed.
 const MAX_ENDED: usize = 200;
 
@@ -31,6 +36,8 @@ pub struct Job {
 #[derive(Default)]
 struct Lines {
     kept: VecDeque<Progress>,
+    /// Bytes of text in them.
+    bytes: usize,
     /// How many lines were dropped from the front.
     dropped: usize,
     ended: bool,
@@ -58,27 +65,34 @@ impl Job {
         self.lines.lock().expect("no panic while held").ended
     }
 
-    fn push(&self, progress: Progress) {
+    fn push(&self, mut progress: Progress) {
+        if progress.text.len() > MAX_TEXT {
+            progress.text.truncate(progress.text.floor_char_boundary(MAX_TEXT));
+            progress.text.push('…');
+        }
         let mut lines = self.lines.lock().expect("no panic while held");
         if lines.ended {
             return;
         }
         lines.ended = progress.outcome.is_some();
+        lines.bytes += progress.text.len();
         lines.kept.push_back(progress);
-        if lines.kept.len() > MAX_LINES {
-            lines.kept.pop_front();
+        while lines.kept.len() > MAX_LINES || lines.bytes > MAX_BYTES {
+            let Some(oldest) = lines.kept.pop_front() else { break };
+            lines.bytes -= oldest.text.len();
             lines.dropped += 1;
         }
         drop(lines);
         self.turn.send_modify(|turn| *turn += 1);
     }
 
-    /// The lines from number `from` on, the number after the last, and whether the job has ended.
-    fn lines_from(&self, from: usize) -> (Vec<Progress>, usize, bool) {
+    /// Up to `most` lines from number `from` on, the number after the last of them, and whether there will be none after it.
+    fn lines_from(&self, from: usize, most: usize) -> (Vec<Progress>, usize, bool) {
         let lines = self.lines.lock().expect("no panic while held");
-        let skip = from.saturating_sub(lines.dropped);
-        let next = lines.dropped + lines.kept.len();
-        (lines.kept.iter().skip(skip).cloned().collect(), next, lines.ended)
+        let from = from.max(lines.dropped);
+        let found: Vec<Progress> = lines.kept.iter().skip(from - lines.dropped).take(most).cloned().collect();
+        let next = from + found.len();
+        (found, next, lines.ended && next == lines.dropped + lines.kept.len())
     }
 
     /// A pipe that carries the job from its beginning, a JSON line each, and is closed after the last.
@@ -90,8 +104,9 @@ impl Job {
             let mut from = 0;
             loop {
                 turn.mark_unchanged();
-                let (lines, next, ended) = job.lines_from(from);
+                let (lines, next, ended) = job.lines_from(from, AT_ONCE);
                 from = next;
+                let more = lines.len() == AT_ONCE;
                 for line in lines {
                     let mut text = serde_json::to_vec(&line).expect("plain data is JSON");
                     text.push(b'\n');
@@ -99,8 +114,16 @@ impl Job {
                         return;
                     }
                 }
-                if ended || turn.changed().await.is_err() {
+                if ended {
                     return;
+                }
+                let heard = async { if more { Ok(()) } else { turn.changed().await } };
+                tokio::select! {
+                    // Cancel-safe: the turn is compared, not consumed.
+                    heard = heard => if heard.is_err() {
+                        return;
+                    },
+                    () = closed(&sender) => return,
                 }
             }
         });
@@ -112,7 +135,7 @@ impl Job {
         let mut turn = self.turn.subscribe();
         loop {
             turn.mark_unchanged();
-            let (lines, _, _) = self.lines_from(0);
+            let (lines, _, _) = self.lines_from(0, usize::MAX);
             if let Some(outcome) = lines.last().and_then(|line| line.outcome) {
                 return outcome;
             }
@@ -124,7 +147,7 @@ impl Job {
 
     /// Everything said so far, for tests and for what remains of an ended job.
     pub fn transcript(&self) -> Vec<Progress> {
-        self.lines_from(0).0
+        self.lines_from(0, usize::MAX).0
     }
 }
 
@@ -133,6 +156,12 @@ pub fn pipe_pair() -> std::io::Result<(pipe::Sender, OwnedFd)> {
     let (sender, receiver) = pipe::pipe()?;
     // The reader is another process with its own ideas about blocking.
     Ok((sender, receiver.into_blocking_fd()?))
+}
+
+/// Resolves when nobody can read from the pipe any more.
+pub async fn closed(sender: &pipe::Sender) {
+    // An error of the waiting itself says the same: nothing more can be written.
+    drop(sender.ready(tokio::io::Interest::ERROR).await);
 }
 
 fn now_ms() -> u64 {
@@ -183,6 +212,35 @@ mod tests {
 
     use super::*;
     use crate::spec::name::FlakeUri;
+
+    #[tokio::test]
+    async fn a_job_keeps_so_much_and_its_end() {
+        let job = Job::new("x".into(), "silo:x".parse::<FlakeUri>().unwrap().namespace());
+        for n in 0..3000 {
+            job.say(Stage::Build, Level::Detail, format!("{n} {}", "é".repeat(1 << 20)));
+        }
+        job.end(Stage::Run, Outcome::Done, "the end");
+        let kept = job.transcript();
+        assert!(kept.iter().map(|line| line.text.len()).sum::<usize>() <= MAX_BYTES);
+        assert!(kept[0].text.starts_with("2") && kept.last().unwrap().text == "the end");
+        let fd = job.follow().unwrap();
+        let text = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            std::fs::File::from(fd).read_to_string(&mut text).unwrap();
+            text
+        });
+        assert_eq!(text.await.unwrap().lines().count(), kept.len());
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_leaves_is_noticed_although_nothing_is_said() {
+        let (sender, reader) = pipe_pair().unwrap();
+        let left = tokio::spawn(async move { closed(&sender).await });
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert!(!left.is_finished());
+        drop(reader);
+        tokio::time::timeout(std::time::Duration::from_secs(1), left).await.unwrap().unwrap();
+    }
 
     #[tokio::test]
     async fn a_follower_gets_every_line_from_the_beginning_and_then_the_end() {

@@ -2,7 +2,10 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use tokio::{io::AsyncWriteExt, sync::mpsc};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Semaphore, mpsc},
+};
 
 use super::{Shared, chain, job};
 use crate::{
@@ -12,8 +15,14 @@ use crate::{
     spec::name::InstanceId,
 };
 
+/// How many logs may be read at once.
+static READERS: Semaphore = Semaphore::const_new(256);
+
 /// A pipe with the last `lines` lines, a JSON [`LogLine`] each; with `follow` it goes on until the reader leaves.
 pub fn pipe<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, id: InstanceId, lines: u32, follow: bool) -> std::io::Result<OwnedFd> {
+    // Each is two programs of the host's.
+    let place =
+        READERS.try_acquire().map_err(|_| std::io::Error::other("as many logs are being read as this host can: try again"))?;
     let (mut sender, reader) = job::pipe_pair()?;
     let (sink, mut found) = mpsc::channel::<LogLine>(256);
     let query = JournalQuery { lines, follow, this_boot: false };
@@ -23,7 +32,14 @@ pub fn pipe<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, id: InstanceId, line
         }
     });
     tokio::spawn(async move {
-        while let Some(line) = found.recv().await {
+        let _place = place;
+        loop {
+            let line = tokio::select! {
+                // Cancel-safe: recv loses nothing.
+                line = found.recv() => line,
+                () = job::closed(&sender) => return,
+            };
+            let Some(line) = line else { return };
             let mut text = serde_json::to_vec(&line).expect("plain data is JSON");
             text.push(b'\n');
             if sender.write_all(&text).await.is_err() {

@@ -34,7 +34,7 @@ use self::{
     request::{Reply, Request},
 };
 use crate::{
-    build::Builder,
+    build::{Builder, source::Reader},
     bus::{Refusal, Zone},
     host::{Host, HostError},
     plan::Observed,
@@ -52,6 +52,8 @@ pub struct Settings {
     pub layout: Layout,
     /// Where silo's bare repositories are: `<name>.git`.
     pub repositories: PathBuf,
+    /// How they are read.
+    pub reader: Reader,
     /// Where source archives for builds are put.
     pub work: PathBuf,
     /// How many deploys may build at once.
@@ -69,6 +71,8 @@ pub struct Settings {
 pub enum Event {
     /// Somebody asks something.
     Request(Request, oneshot::Sender<Result<Reply, Refusal>>),
+    /// What a question needs to know of a repository was read.
+    Read(Request, request::Read, request::Answer),
     /// A look at the machine has ended.
     Observed(Result<Observed, HostError>),
     /// Steps that belong to no instance were carried out.
@@ -187,6 +191,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     async fn handle(&mut self, event: Event) {
         match event {
             Event::Request(request, answer) => self.request(request, answer).await,
+            Event::Read(request, read, answer) => self.read(request, read, answer).await,
             Event::Observed(observed) => self.observed(observed).await,
             Event::HostSteps(result) => self.host_steps_done(result),
             Event::Lane(id, result) => self.lane_done(id, result),

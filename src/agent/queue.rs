@@ -45,7 +45,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    /// Evaluates a commit and says what deploying it would change. Not queued: it touches nothing.
+    /// Evaluates a commit and says what deploying it would change. Not in the queue of deploys, for it touches nothing; but
+    /// one at a time.
     pub(super) fn start_plan(&mut self, namespace: Namespace, ask: Ask) -> Job {
         let job = self.jobs.create(namespace.clone());
         let deploy = self.deploy(namespace, ask, job.clone());

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use super::{Agent, chain, guest::wait_for_guest, job::Job, logs, now, queue::Mode, resolve, status};
+use super::{Agent, Event, chain, guest::wait_for_guest, job::Job, logs, now, queue::Mode, resolve, status};
 use crate::{
     build::{Builder, source},
     bus::{Level, Opened, Outcome, Planted, Pushed, Refusal, Stage},
@@ -48,7 +48,16 @@ pub enum Reply {
     Nothing,
 }
 
-type Answer = oneshot::Sender<Result<Reply, Refusal>>;
+/// What was read of a repository.
+pub struct Read {
+    branch: RefName,
+    /// Where that branch is.
+    head: Option<Commit>,
+    /// The `.authorized_keys` of the commit that was pushed.
+    keys: Option<String>,
+}
+
+pub type Answer = oneshot::Sender<Result<Reply, Refusal>>;
 
 /// The text of a refusal, without its kind.
 pub fn text(refusal: &Refusal) -> String {
@@ -60,6 +69,10 @@ pub fn text(refusal: &Refusal) -> String {
 
 fn invalid(error: NameError) -> Refusal {
     Refusal::Invalid(error.to_string())
+}
+
+fn is_zero(commit: &Commit) -> bool {
+    commit.as_str().bytes().all(|digit| digit == b'0')
 }
 
 fn principal(who: &str) -> Result<Principal, Refusal> {
@@ -77,11 +90,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Status { who, filter } => return self.status(&who, &filter, answer),
             Request::Plan => return self.plan(answer),
             Request::OpenRepository { who, name, access } => self.open_repository(&who, &name, &access).await,
-            Request::Push { who, repository, reference, old: _, new, mode } => {
-                self.push(&who, &repository, &reference, &new, &mode).await
-            }
-            Request::Plant { who, uri, code } => self.plant(&who, &uri, &code).await,
-            Request::Deploy { who, repository } => self.deploy_again(&who, &repository).await,
+            Request::Push { .. } | Request::Plant { .. } | Request::Deploy { .. } => return self.read_first(request, answer),
             Request::Follow { who, job } => self.follow(&who, &job),
             Request::Logs { who, instance, lines, follow } => self.logs(&who, &instance, lines, follow),
             Request::Restart { who, instance } => self.restart(&who, &instance),
@@ -174,7 +183,71 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    async fn push(&mut self, who: &str, name: &str, reference: &str, new: &str, mode: &str) -> Result<Reply, Refusal> {
+    /// Reads what a push or a plant needs to know of its repository, beside the loop, and comes back to it with [`Event::Read`].
+    fn read_first(&mut self, request: Request, answer: Answer) {
+        let (name, commit) = match self.readable(&request) {
+            Ok(found) => found,
+            // Who has stopped waiting does not care.
+            Err(refusal) => return drop(answer.send(Err(refusal))),
+        };
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let path = shared.settings.repositories.join(format!("{name}.git"));
+            let reader = &shared.settings.reader;
+            let read = async {
+                let (branch, head) = reader.default_branch(&path).await?;
+                let keys = match commit {
+                    Some((reference, commit)) if reference == branch => reader.authorized_keys(&path, &commit).await?,
+                    _ => None,
+                };
+                Ok::<_, source::SourceError>(Read { branch, head, keys })
+            };
+            match read.await {
+                // The loop being gone means that the agent stops.
+                Ok(read) => drop(shared.events.send(Event::Read(request, read, answer)).await),
+                Err(error) => drop(answer.send(Err(Refusal::Failed(chain(&error))))),
+            }
+        });
+    }
+
+    /// The repository that a push or a plant is about, if the asker may write to it, and the commit whose keys count.
+    fn readable(&self, request: &Request) -> Result<(RepoName, Option<(RefName, Commit)>), Refusal> {
+        match request {
+            Request::Push { who, repository, reference, new, mode, .. } => {
+                let name: RepoName = repository.parse().map_err(invalid)?;
+                let (reference, commit): (RefName, Commit) = (reference.parse().map_err(invalid)?, new.parse().map_err(invalid)?);
+                self.writable(&principal(who)?, &name)?;
+                Ok((name, (mode == "deploy" && !is_zero(&commit)).then_some((reference, commit))))
+            }
+            Request::Plant { who, uri, .. } => {
+                let FlakeUri::Silo(name) = uri.parse().map_err(invalid)?;
+                self.writable(&principal(who)?, &name)?;
+                Ok((name, None))
+            }
+            Request::Deploy { who, repository } => {
+                let name: RepoName = repository.parse().map_err(invalid)?;
+                self.writable(&principal(who)?, &name)?;
+                Ok((name, None))
+            }
+            _ => Err(Refusal::Failed("this is a bug in Seed: nothing to read".to_owned())),
+        }
+    }
+
+    /// Answers a push or a plant with what was read for it.
+    pub(super) async fn read(&mut self, request: Request, read: Read, answer: Answer) {
+        let reply = match request {
+            Request::Push { who, repository, reference, new, mode, .. } => {
+                self.push(&who, &repository, &reference, &new, &mode, read).await
+            }
+            Request::Plant { who, uri, code } => self.plant(&who, &uri, &code, read).await,
+            Request::Deploy { who, repository } => self.deploy_again(&who, &repository, read).await,
+            _ => Err(Refusal::Failed("this is a bug in Seed: nothing was to be read".to_owned())),
+        };
+        // Who has stopped waiting does not care.
+        drop(answer.send(reply));
+    }
+
+    async fn push(&mut self, who: &str, name: &str, reference: &str, new: &str, mode: &str, read: Read) -> Result<Reply, Refusal> {
         let who = principal(who)?;
         let name: RepoName = name.parse().map_err(invalid)?;
         let reference: RefName = reference.parse().map_err(invalid)?;
@@ -187,25 +260,28 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let repository = self.writable(&who, &name)?.clone();
         let Principal::Key(by) = who else { return Err(Refusal::Invalid("a push has a key".to_owned())) };
         let mut notes = Vec::new();
-        let (default, _) = self.read_repository(&name, source::default_branch).await?;
+        let default = read.branch;
         if reference != default {
             notes.push(format!("only the default branch ({}) is deployed; {} is kept", default.short(), reference.short()));
             return Ok(json(&Pushed { job: String::new(), notes }));
         }
-        if commit.as_str().bytes().all(|digit| digit == b'0') {
+        if is_zero(&commit) {
             notes.push("the branch was deleted; what runs goes on".to_owned());
             return Ok(json(&Pushed { job: String::new(), notes }));
         }
         let namespace = FlakeUri::Silo(name.clone()).namespace();
         let planted = self.memory.plants.contains_key(&namespace);
-        let ask = Ask { repo: name.clone(), reference, commit: commit.clone(), by, at: now() };
+        let ask = Ask { repo: name.clone(), reference, commit, by, at: now() };
+        if mode == Mode::Plan && !planted {
+            notes.push(format!("{name} is not planted yet, so there is no plan; with an invite code: plant silo:{name} CODE"));
+            return Ok(json(&Pushed { job: String::new(), notes }));
+        }
         if mode == Mode::Plan {
             let job = self.start_plan(namespace, ask);
             return Ok(json(&Pushed { job: job.name, notes }));
         }
         let mut batch: Batch = Vec::new();
-        let text = self.read_repository(&name, move |path| source::authorized_keys(path, &commit)).await?;
-        let (keys, mut said) = new_keys(&repository, text.as_deref());
+        let (keys, mut said) = new_keys(&repository, read.keys.as_deref());
         notes.append(&mut said);
         if keys != repository.keys {
             batch.push(Change::Repo(name.clone(), Some(Repository { keys, ..repository })));
@@ -223,17 +299,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         Ok(json(&Pushed { job: job.name, notes }))
     }
 
-    async fn read_repository<T: Send + 'static>(
-        &self,
-        name: &RepoName,
-        read: impl FnOnce(&std::path::Path) -> Result<T, source::SourceError> + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let path = self.shared.settings.repositories.join(format!("{name}.git"));
-        let done = tokio::task::spawn_blocking(move || read(&path)).await;
-        done.map_err(|error| Refusal::Failed(error.to_string()))?.map_err(|error| Refusal::Failed(chain(&error)))
-    }
-
-    async fn plant(&mut self, who: &str, uri: &str, code: &str) -> Result<Reply, Refusal> {
+    async fn plant(&mut self, who: &str, uri: &str, code: &str, read: Read) -> Result<Reply, Refusal> {
         let who = principal(who)?;
         let uri: FlakeUri = uri.parse().map_err(invalid)?;
         let FlakeUri::Silo(name) = &uri;
@@ -259,7 +325,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             invite.uses_left -= 1;
             batch.push(Change::Invite(id, (invite.uses_left > 0).then_some(invite)));
         }
-        let (reference, commit) = self.read_repository(&name, source::default_branch).await?;
+        let Read { branch: reference, head: commit, .. } = read;
         let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash, by: by.clone(), at: now() };
         batch.push(Change::Plant(namespace.clone(), Some(plant)));
         let ask = commit.map(|commit| Ask { repo: name, reference, commit, by, at: now() });
@@ -272,7 +338,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 
     /// Deploys the default branch as it is.
-    async fn deploy_again(&mut self, who: &str, name: &str) -> Result<Reply, Refusal> {
+    async fn deploy_again(&mut self, who: &str, name: &str, read: Read) -> Result<Reply, Refusal> {
         let who = principal(who)?;
         let name: RepoName = name.parse().map_err(invalid)?;
         let repository = self.writable(&who, &name)?;
@@ -284,7 +350,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         if !self.memory.plants.contains_key(&namespace) {
             return Err(Refusal::Invalid(format!("{name} is not planted yet; with an invite code: plant silo:{name} CODE")));
         }
-        let (reference, commit) = self.read_repository(&name, source::default_branch).await?;
+        let Read { branch: reference, head: commit, .. } = read;
         let Some(commit) = commit else {
             return Err(Refusal::Invalid(format!("{name} has no commits on {} yet: push it", reference.short())));
         };

@@ -437,8 +437,10 @@ fn system(name: &str, toplevel: StorePath, closure: Vec<StorePath>) -> Result<Re
     if !inside {
         return Err(failed("kernel-params is no file of its own closure".to_owned()));
     }
-    let params = std::fs::read(&params).map_err(|error| failed(format!("kernel-params: {error}")))?;
-    let params = String::from_utf8_lossy(&params).trim().to_owned();
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(&params).and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, 4096), &mut bytes));
+    read.map_err(|error| failed(format!("kernel-params: {error}")))?;
+    let params = String::from_utf8_lossy(&bytes).trim().to_owned();
     if params.len() > 1500 || !params.bytes().all(|b| (b' '..=b'~').contains(&b)) {
         return Err(failed("kernel-params must be one line of printable ASCII, at most 1500 characters".to_owned()));
     }

@@ -14,6 +14,10 @@ use tokio::{
 use super::{HostError, JournalQuery};
 use crate::bus::LogLine;
 
+/// What is asked for of each entry. Without --all a field of more than 4096 bytes is left out: a guest may log what would not fit into
+/// memory.
+const FIELDS: &str = "--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_COMM,_TRANSPORT,_SYSTEMD_UNIT";
+
 /// How long lines are held back while following, so that the two sources come out in order.
 const WINDOW: Duration = Duration::from_millis(250);
 /// The longest line that is shown, in characters.
@@ -53,7 +57,7 @@ pub async fn read(
 
 fn journalctl(words: &[&str], query: JournalQuery, since: Option<u64>) -> Command {
     let mut command = Command::new("journalctl");
-    command.args(["--quiet", "--no-pager", "--output=json", "--all"]).args(words);
+    command.args(["--quiet", "--no-pager", "--output=json", FIELDS]).args(words);
     command.arg(format!("--lines={}", query.lines));
     if query.follow {
         command.arg("--follow");
@@ -142,7 +146,10 @@ fn parse(text: &str, host: bool) -> Option<LogLine> {
         (false, _) => said_by,
     };
     let priority = field("PRIORITY").and_then(|text| text.parse().ok()).filter(|priority| *priority <= 7).unwrap_or(6);
-    let text = field("MESSAGE")?;
+    let text = match entry.get("MESSAGE") {
+        Some(Value::Null) => "(a message of more than 4096 bytes: it is whole in the guest's own journal)".to_owned(),
+        _ => field("MESSAGE")?,
+    };
     Some(LogLine { at, source: clean(&source, 60), priority, text: clean(&text, MAX_LINE) })
 }
 
@@ -178,6 +185,14 @@ mod tests {
         let console = r#"{"__REALTIME_TIMESTAMP":"18","MESSAGE":[80,255,105],"_TRANSPORT":"stdout"}"#;
         let line = parse(console, true).unwrap();
         assert_eq!((line.source.as_str(), line.text.as_str()), ("console", "P\u{fffd}i"));
+        let large = r#"{"__REALTIME_TIMESTAMP":"19","MESSAGE":null}"#;
+        assert!(parse(large, false).unwrap().text.contains("more than 4096 bytes"));
+        assert!(
+            !journalctl(&[], JournalQuery { lines: 1, follow: false, this_boot: false }, None)
+                .as_std()
+                .get_args()
+                .any(|word| word == "--all")
+        );
         assert_eq!(parse(r#"{"MESSAGE":"no time"}"#, true), None);
         assert_eq!(parse("not json", true), None);
     }

@@ -32,6 +32,18 @@ use crate::{
 pub const GATEWAY: &str = "seed-gw";
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How the kernel is to treat a tap: family, setting, value.
+pub const TAP_SETTINGS: [(&str, &str, &str); 7] = [
+    ("ipv4", "rp_filter", "1"),
+    // A guest that asks for this host's other addresses gets no answer.
+    ("ipv4", "arp_ignore", "1"),
+    ("ipv4", "accept_redirects", "0"),
+    ("ipv4", "send_redirects", "0"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv6", "accept_redirects", "0"),
+    ("ipv6", "dad_transmits", "0"),
+];
+
 /// Makes the gateway and lets the kernel forward. What is so already stays as it is.
 pub async fn prepare(addressing: &Addressing) -> Result<(), HostError> {
     set("net/ipv4/ip_forward", "1")?;
@@ -77,14 +89,7 @@ pub async fn create_tap(id: &InstanceId, address: &Address, addressing: &Address
     let mut lines: String = old.map(|(name, _)| format!("link del dev {name}\n")).collect();
     lines.push_str(&format!("tuntap add dev {tap} mode tap user {uid} vnet_hdr\n"));
     run("ip", &["-batch", "-"], &lines).await?;
-    for (family, key, value) in [
-        ("ipv4", "rp_filter", "1"),
-        ("ipv4", "accept_redirects", "0"),
-        ("ipv4", "send_redirects", "0"),
-        ("ipv6", "accept_ra", "0"),
-        ("ipv6", "accept_redirects", "0"),
-        ("ipv6", "dad_transmits", "0"),
-    ] {
+    for (family, key, value) in TAP_SETTINGS {
         set(&format!("net/{family}/conf/{tap}/{key}"), value)?;
     }
     let mut lines = format!("link set dev {tap} up\n");

@@ -66,7 +66,8 @@ fn network(id: &InstanceId, address: &Address, layout: &Layout) -> String {
     // No duplicate address detection: the addresses are the host's to give, and detection costs a second of every boot.
     format!(
         "[Match]\nMACAddress={mac}\n\n\
-         [Network]\nDHCP=no\nIPv6AcceptRA=no\nLinkLocalAddressing=ipv6\nIPv6DuplicateAddressDetection=0\nLLMNR=no\nMulticastDNS=no\n\
+         [Network]\nDHCP=no\nIPv6AcceptRA=no\nLinkLocalAddressing=ipv6\n\
+         IPv6LinkLocalAddressGenerationMode=eui64\nIPv6DuplicateAddressDetection=0\nLLMNR=no\nMulticastDNS=no\n\
          DNS={gateway4}\nDNS={gateway6}\nDomains={search}\n\n\
          [Address]\nAddress={v4}/32\n\n\
          [Address]\nAddress={v6}/128\nDuplicateAddressDetection=none\n\n\

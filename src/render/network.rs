@@ -1,16 +1,21 @@
 //! Who may talk to whom, as one nftables table that is replaced whole in one transaction.
 //!
-//! - A packet from a tap must carry that tap's own address; all others are dropped before anything else looks at them. A source
+//! - A packet from a tap must carry that tap's own MAC and address; all others are dropped before anything else looks at them. A source
 //!   address is then a proof of which instance speaks.
 //! - Members of one namespace reach each other on every port. Everybody reaches exposed ports and gets an answer to a ping: it says
 //!   no more than DNS does, and it is the first thing that a person tries.
-//! - Guests reach the world, but not the link-local addresses in which clouds keep what they know about their *host*.
+//! - Guests reach the world, but not the addresses at which clouds tell what they know about their *host*.
 //! - Of the host itself, guests reach DNS, ACME and shoots on the gateway, and nothing else.
+//! - A program on the host reaches no more of a guest than a stranger does: a fixed-output build of a tenant's runs there, too.
+//! - That a connection is established gives no right by itself. Packets of its first direction are judged each time; answers pass to
+//!   whoever began it, known by the connection's mark, and not to who holds the address now.
 //!
 //! The table judges only what comes from or goes to a tap (`seed*`); all else it lets pass, as it is the operator's. Rules are the same
 //! for any number of instances: instances are elements of sets and maps.
 
 use std::{collections::BTreeMap, fmt::Write};
+
+use sha2::{Digest, Sha256};
 
 use super::{
     Layout,
@@ -40,8 +45,16 @@ pub fn ruleset(desired: &Desired, layout: &Layout) -> String {
     let set = |text: &mut String, name, kind: &str, keys: &dyn Fn(&Guest<'_>) -> Vec<String>| {
         elements(text, name, kind, &guests, |guest| keys(guest).into_iter().map(|key| (key, String::new())).collect());
     };
-    set(&mut text, "set sources4", "ifname . ipv4_addr", &|g| vec![format!("\"{}\" . {}", g.address.tap, g.address.v4)]);
-    set(&mut text, "set sources6", "ifname . ipv6_addr", &|g| vec![format!("\"{}\" . {}", g.address.tap, g.address.v6)]);
+    let pinned =
+        |g: &Guest<'_>, address: &dyn std::fmt::Display| vec![format!("\"{}\" . {} . {address}", g.address.tap, g.address.mac)];
+    set(&mut text, "set sources4", "ifname . ether_addr . ipv4_addr", &|g| pinned(g, &g.address.v4));
+    set(&mut text, "set sources6", "ifname . ether_addr . ipv6_addr", &|g| pinned(g, &g.address.v6));
+    set(&mut text, "set links6", "ifname . ether_addr . ipv6_addr", &|g| pinned(g, &g.address.link6()));
+    elements(&mut text, "map owners", "ifname : mark", &guests, |g| {
+        vec![(format!("\"{}\"", g.address.tap), format!(" : {}", g.mark()))]
+    });
+    set(&mut text, "set owners4", "ipv4_addr . mark", &|g| vec![format!("{} . {}", g.address.v4, g.mark())]);
+    set(&mut text, "set owners6", "ipv6_addr . mark", &|g| vec![format!("{} . {}", g.address.v6, g.mark())]);
     // The number of the namespace that an address belongs to, and the members of each: two look-ups tell whether two addresses
     // belong together.
     let value = |guest: &Guest<'_>| format!(" : {}", guest.namespace);
@@ -67,6 +80,12 @@ struct Guest<'a> {
 }
 
 impl Guest<'_> {
+    /// What marks the connections that it begins: a number of its own, never 0.
+    fn mark(&self) -> u32 {
+        let digest = Sha256::digest(self.id.to_string().as_bytes());
+        u32::from_be_bytes(digest[..4].try_into().expect("four bytes")) | 1
+    }
+
     /// `(tcp, 80)`, …
     fn ports(&self) -> Vec<(&'static str, u16)> {
         let ports = self.wanted.instance.ports.values();
@@ -115,10 +134,11 @@ fn rules(layout: &Layout) -> String {
     iifname "seed*" jump from_tap
   }}
   chain from_tap {{
-    iifname . ip saddr @sources4 return
-    iifname . ip6 saddr @sources6 return
-    # The guest's kernel looks for its gateway from its link-local address too.
-    ip6 saddr fe80::/10 ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} return
+    iifname . ether saddr . ip saddr @sources4 return
+    iifname . ether saddr . ip6 saddr @sources6 return
+    # The guest's kernel looks for its gateway from its link-local address too. Only from its one: each makes an entry in a table
+    # that all guests share.
+    iifname . ether saddr . ip6 saddr @links6 ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} return
     counter drop
   }}
 
@@ -127,7 +147,9 @@ fn rules(layout: &Layout) -> String {
     iifname "seed*" jump to_host
   }}
   chain to_host {{
-    ct state vmap {{ established : accept, related : accept, invalid : drop }}
+    ct state invalid drop
+    ct direction reply ct state established accept
+    ct state related accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
     ip daddr {gateway4} jump to_gateway
     ip6 daddr {gateway6} jump to_gateway
@@ -140,19 +162,39 @@ fn rules(layout: &Layout) -> String {
     icmpv6 type echo-request accept
   }}
 
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    oifname "seed*" jump from_host
+  }}
+  chain from_host {{
+    ct direction reply ct state established accept
+    # ICMP and ICMPv6, by number: not every host has a list of names.
+    meta l4proto {{ 1, 58 }} accept
+    jump exposed
+    counter drop
+  }}
+
   chain forward {{
     type filter hook forward priority filter; policy accept;
     iifname "seed*" jump forward_tap
     oifname "seed*" jump forward_tap
   }}
   chain forward_tap {{
-    ct state vmap {{ established : accept, related : accept, invalid : drop }}
+    ct state invalid drop
+    icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} drop
+    iifname "seed*" ct direction original ct mark set iifname map @owners
+    ct direction reply ct state {{ established, related }} oifname != "seed*" accept
+    ct direction reply ct state {{ established, related }} ip daddr . ct mark @owners4 accept
+    ct direction reply ct state {{ established, related }} ip6 daddr . ct mark @owners6 accept
+    ct direction original ct state related accept
     iifname "seed*" oifname "seed*" jump between
     # What is exposed is exposed to the world, not to the neighbours: they come in as the world does.
     iifname "seed*" oifname "seed*" counter reject with icmpx admin-prohibited
     oifname "seed*" jump exposed
     iifname != "seed*" counter drop
-    ip daddr 169.254.0.0/16 counter reject with icmpx admin-prohibited
+    # AWS, Google, Azure, Alibaba, Oracle: most at the first.
+    ip daddr {{ 169.254.0.0/16, 168.63.129.16, 100.100.100.200, 192.0.0.192 }} counter reject with icmpx admin-prohibited
+    ip6 daddr {{ fd00:ec2::254, fd20:ce::254 }} counter reject with icmpx admin-prohibited
     accept
   }}
   chain between {{
@@ -190,8 +232,8 @@ mod tests {
     fn instances_are_elements_and_never_rules() {
         let layout = samples::layout();
         let (few, none) = (ruleset(&samples::desired(), &layout), ruleset(&Desired::default(), &layout));
-        // Two lines around the elements of each of eight sets.
-        assert_eq!(rule_lines(&few), rule_lines(&none) + 16);
+        // Two lines around the elements of each of twelve sets.
+        assert_eq!(rule_lines(&few), rule_lines(&none) + 24);
         assert!(!none.contains("elements"));
     }
 
@@ -199,7 +241,7 @@ mod tests {
     fn an_address_is_pinned_to_its_tap_and_namespaces_have_their_own_numbers() {
         let text = ruleset(&samples::desired(), &samples::layout());
         for part in [
-            "\"seed0\" . 10.88.0.2 comment \"s-gaydazldmnsg/web\"",
+            "\"seed0\" . 02:cf:b4:9f:e1:1f . 10.88.0.2 comment \"s-gaydazldmnsg/web\"",
             "10.88.0.2 comment \"s-gaydazldmnsg/web\" : 2",
             "10.88.0.4 comment \"s-aaaaaaaaaaaa/web\" : 1",
             "10.88.0.3 . tcp . 53 comment",

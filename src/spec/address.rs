@@ -39,6 +39,15 @@ pub struct Address {
     pub tap: String,
 }
 
+impl Address {
+    /// The link-local address that its kernel gives itself: EUI-64, from the MAC.
+    pub fn link6(&self) -> Ipv6Addr {
+        let mut parts = self.mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap_or(0));
+        let [a, b, c, d, e, f]: [u8; 6] = std::array::from_fn(|_| parts.next().unwrap_or(0));
+        Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+    }
+}
+
 impl Addressing {
     /// How many leases there are.
     pub fn capacity(&self) -> u16 {
@@ -87,6 +96,8 @@ mod tests {
         assert!(addressing.pool4.contains(&last.v4) && last.v4 < addressing.pool4.broadcast());
         assert!(addressing.pool6.contains(&first.v6) && first.v6 != addressing.gateway6());
         assert_eq!(first.v6, last.v6);
+        let mac = Address { mac: "02:cf:b4:9f:e1:1f".into(), ..first };
+        assert_eq!(mac.link6(), "fe80::cf:b4ff:fe9f:e11f".parse::<Ipv6Addr>().unwrap());
         assert_eq!(addressing.gateway4().to_string(), "10.88.0.1");
     }
 }

@@ -19,6 +19,14 @@ pub const MIN_VOLUME: Bytes = Bytes(8 << 20);
 /// The largest volume a tenant can ask for.
 pub const MAX_VOLUME: Bytes = Bytes(16 << 40);
 
+/// The most ports and the most volumes of one instance: a virtual machine has slots for no more disks.
+pub const MAX_PORTS: usize = 128;
+pub const MAX_VOLUMES: usize = 16;
+/// The most that is said about one instance.
+const MAX_PROBLEMS: usize = 50;
+/// The longest text of one problem, in bytes.
+const MAX_TEXT: usize = 1000;
+
 /// One thing that is wrong, said so that its writer can mend it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{place}: {what}")]
@@ -31,7 +39,15 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(place: impl Into<String>, what: impl Into<String>) -> Self {
-        Self { place: place.into(), what: what.into() }
+        // What is quoted in it may be as long as its writer likes.
+        let cut = |mut text: String| {
+            if text.len() > MAX_TEXT {
+                text.truncate(text.floor_char_boundary(MAX_TEXT));
+                text.push('…');
+            }
+            text
+        };
+        Self { place: cut(place.into()), what: cut(what.into()) }
     }
 }
 
@@ -99,6 +115,10 @@ struct WireVolume {
 
 /// Reads the meta of the instance that the flake calls `attribute`. Returns the manifest, or every problem at once.
 pub fn read(attribute: &str, meta: &Value) -> Result<Manifest, Vec<Problem>> {
+    // The name stands in every other problem: one that is no name is said alone.
+    if let Err(error) = attribute.parse::<InstanceName>() {
+        return Err(vec![Problem::new("seeds", error.to_string())]);
+    }
     let place = format!("seeds.{attribute}.meta");
     match meta.get("version").and_then(Value::as_u64) {
         Some(VERSION) => {}
@@ -133,6 +153,12 @@ fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Probl
     let size = sizes().get(&wire.size).cloned();
     if size.is_none() {
         say(".size", format!("{:?} is no size: write one of xs, s, m, l, xl", wire.size));
+    }
+
+    for (at, count, most) in [(".expose", wire.expose.len(), MAX_PORTS), (".storage", wire.storage.len(), MAX_VOLUMES)] {
+        if count > most {
+            return Err(vec![Problem::new(format!("{place}{at}"), format!("has {count} entries: one instance may have {most}"))]);
+        }
     }
 
     let mut ports: BTreeMap<PortName, Port> = BTreeMap::new();
@@ -188,7 +214,10 @@ fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Probl
             let Wire { acme, shoot, tpm, .. } = wire;
             Ok(Manifest { name, size, ports, volumes, rollout, acme, shoot, tpm })
         }
-        _ => Err(problems),
+        _ => {
+            problems.truncate(MAX_PROBLEMS);
+            Err(problems)
+        }
     }
 }
 
@@ -255,6 +284,23 @@ mod tests {
         ] {
             assert!(said.contains(part), "{part}\n--\n{said}");
         }
+    }
+
+    #[test]
+    fn what_is_said_stays_short_whatever_is_given() {
+        let long = "x".repeat(1 << 20);
+        let said = |attribute: &str, meta: &Value| -> usize {
+            read(attribute, meta).expect_err("refused").iter().map(|problem| problem.to_string().len()).sum()
+        };
+        let many: serde_json::Map<String, Value> = (0..20_000).map(|n| (format!("-{n}"), json!({ "port": 0 }))).collect();
+        assert!(said(&long, &json!({ "version": 1, "name": "web", "expose": many })) < 10_000);
+        assert!(said("web", &json!({ "version": 1, "name": "web", "expose": many })) < 10_000);
+        assert!(said("web", &json!({ "version": 1, "name": long, "size": long, "system": long })) < 10_000);
+        assert!(said("web", &json!({ "version": 1, "name": "web", (long.as_str()): 1 })) < 10_000);
+        let volumes: serde_json::Map<String, Value> = (0..17).map(|n| (format!("v{n}"), json!({ "size": "1Gi" }))).collect();
+        assert!(
+            problems(json!({ "version": 1, "name": "web", "storage": volumes })).contains("17 entries: one instance may have 16")
+        );
     }
 
     #[test]

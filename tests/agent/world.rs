@@ -249,11 +249,11 @@ impl World {
 
     /// Waits until `ready` holds.
     pub async fn until(&self, what: &str, mut ready: impl FnMut(&Self) -> bool) {
-        for _ in 0..1000 {
+        for _ in 0..20_000 {
             if ready(self) {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_micros(500)).await;
         }
         panic!("never: {what}");
     }
@@ -279,6 +279,7 @@ async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &
     let settings = Settings {
         layout: config.layout(Vmm::Qemu { kvm: false }, tools),
         repositories: dir.path().join("repos"),
+        reader: seed::build::source::Reader::Here,
         work: dir.path().to_owned(),
         parallel: 2,
         keep: 3,
