@@ -66,6 +66,11 @@ impl Machine {
         machine
     }
 
+    /// What the scripts know it by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs a command as root on the machine.
     pub fn run(&self, words: &[&str]) -> Said {
         let mut all = vec!["run", self.name.as_str()];
@@ -82,7 +87,7 @@ impl Machine {
 
     /// An orderly reboot.
     pub fn reboot(&self) {
-        call(&here().join("host"), &["reboot", &self.name]).ok();
+        call(&here().join("host"), &["reboot", self.name()]).ok();
     }
 
     /// A pulled plug, and power again.
