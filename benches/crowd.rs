@@ -1,7 +1,10 @@
 //! C-P9 and C-P10: a host that is full. A thousand instances with four units each, which systemd holds active without a process; see
 //! `worker::crowd` for how. Everything else is real: systemd, the bus, the agent, its state, the files and the taps.
 
-use std::{process::Command, time::{Duration, Instant}};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use crate::{
     meter,
@@ -17,15 +20,36 @@ pub fn rows() -> Vec<Row> {
     vec![
         Row::new("units-calls", "C-P9", "start over systemd: D-Bus calls an instance", "-", "calls", 6.0),
         Row::new("units-reloads", "C-P9", "start over systemd: daemon-reloads", "-", "", 0.0),
-        Row::new("units-growth", "C-P9", "start over systemd: PID 1 CPU with 4,000 units loaded", "the same on the empty host", "x", 1.5),
-        Row::new("units-reload", "C-P9", "start over systemd: PID 1 CPU with 4,000 units loaded", "daemon-reload and systemctl start", "x", 1.0 / 300.0),
+        Row::new(
+            "units-growth",
+            "C-P9",
+            "start over systemd: PID 1 CPU with 4,000 units loaded",
+            "the same on the empty host",
+            "x",
+            1.5,
+        ),
+        Row::new(
+            "units-reload",
+            "C-P9",
+            "start over systemd: PID 1 CPU with 4,000 units loaded",
+            "daemon-reload and systemctl start",
+            "x",
+            1.0 / 300.0,
+        ),
         Row::known("units-agent", "C-P9", "one more instance of 1,000, with the agent watching: PID 1 CPU", "-", "ms"),
         Row::new("pass-calls", "C-P10", "no-op pass, 1,000 instances: system calls an instance", "-", "calls", 12.0),
         Row::new("pass-execs", "C-P10", "no-op pass, 1,000 instances: programs started", "-", "execs", 0.0),
         Row::new("pass-syncs", "C-P10", "no-op pass, 1,000 instances: waits for the disk", "-", "fsync", 0.0),
         Row::known("pass-bytes", "C-P10", "no-op pass, 1,000 instances: bytes on D-Bus, an instance", "-", "B"),
         // 12.2 ms for a list of 70.
-        Row::new("pass-wall", "C-P10", "no-op pass, 1,000 instances: wall an instance", "0.1 of `incus list` (174 µs, recorded)", "µs", 17.4),
+        Row::new(
+            "pass-wall",
+            "C-P10",
+            "no-op pass, 1,000 instances: wall an instance",
+            "0.1 of `incus list` (174 µs, recorded)",
+            "µs",
+            17.4,
+        ),
         Row::new("pass-memory", "C-P12", "memory (PSS) of the agent, an instance", "-", "KiB", 16.0),
     ]
 }
@@ -97,7 +121,11 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     let large = start(host, "b");
     sheet.set("units-growth", large / small, format!("{large:.1} ms with {many} units, {small:.1} ms with {few}"));
     let reloading = start_with_reload(host, "c", 2);
-    sheet.set("units-reload", large / reloading, format!("{large:.1} ms against {reloading:.0} ms: {:.0} times cheaper", reloading / large));
+    sheet.set(
+        "units-reload",
+        large / reloading,
+        format!("{large:.1} ms against {reloading:.0} ms: {:.0} times cheaper", reloading / large),
+    );
     sweep(host, "b");
     sweep(host, "c");
 
@@ -126,14 +154,19 @@ fn converge(host: &Measured, sheet: &mut Sheet, empty: u64) {
     let trace = meter::traced(&agent, &["-e", "trace=recvmsg,sendmsg"], || (0..PASSES).for_each(|_| pass(host)));
     let bytes = |line: &str| line.rsplit_once(" = ")?.1.split_whitespace().next()?.parse::<f64>().ok().filter(|count| *count > 0.0);
     let bytes: f64 = trace.lines().filter_map(bytes).sum();
-    sheet.set("pass-bytes", bytes / per, format!("{:.0} KiB a pass, the question and its answer included", bytes / PASSES as f64 / 1024.0));
+    sheet.set(
+        "pass-bytes",
+        bytes / per,
+        format!("{:.0} KiB a pass, the question and its answer included", bytes / PASSES as f64 / 1024.0),
+    );
     let began = Instant::now();
     let (cpu, pid1) = (host.cpu(&["seed-agent.service"]), host.pid1_cpu());
     (0..PASSES).for_each(|_| pass(host));
     let wall = began.elapsed().as_micros() as f64;
     let ms = |micros: f64| micros / PASSES as f64 / 1e3;
     let (cpu, pid1) = (ms(host.cpu(&["seed-agent.service"]) - cpu), ms(host.pid1_cpu() - pid1));
-    let note = format!("a pass: {:.0} ms with the command that asks; CPU of the agent {cpu:.0} ms, of PID 1 {pid1:.0} ms", ms(wall));
+    let note =
+        format!("a pass: {:.0} ms with the command that asks; CPU of the agent {cpu:.0} ms, of PID 1 {pid1:.0} ms", ms(wall));
     sheet.set("pass-wall", wall / per, note);
     let full = meter::pss(host.pids("seed-agent.service")[0]);
     let note = format!("{:.1} MiB with {INSTANCES}, {:.1} MiB with none", full as f64 / 1024.0, empty as f64 / 1024.0);

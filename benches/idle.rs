@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{meter, place::Place, table::{Row, Sheet}};
+use crate::{
+    meter,
+    place::Place,
+    table::{Row, Sheet},
+};
 
 const UNITS: [&str; 2] = ["seed-agent.service", "seed-serve.service"];
 const WINDOW: Duration = Duration::from_secs(30);

@@ -15,7 +15,14 @@ const ALL: &[&str] = &["seed-serve.service", "seed-agent.service", "dbus.service
 
 pub fn rows() -> Vec<Row> {
     vec![
-        Row::new("ssh-openssh", "C-P4", "SSH command: server CPU, whoami, as a part of sshd's `true`", "OpenSSH sshd", "x", 1.0 / 12.0),
+        Row::new(
+            "ssh-openssh",
+            "C-P4",
+            "SSH command: server CPU, whoami, as a part of sshd's `true`",
+            "OpenSSH sshd",
+            "x",
+            1.0 / 12.0,
+        ),
         Row::new("ssh-status", "C-P4", "SSH command: status, with agent and bus, likewise", "OpenSSH sshd", "x", 1.0 / 12.0),
         Row::new("ssh-russh", "C-P4", "SSH command: server CPU, whoami", "russh alone", "x", 1.3),
         Row::new("ssh-calls", "C-P4", "SSH command: system calls, whoami", "OpenSSH: see the note", "calls", 110.0),

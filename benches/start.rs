@@ -102,8 +102,11 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     let mut names = some.clone();
     names.sort();
     names.dedup();
-    let each: Vec<(String, f64)> =
-        names.into_iter().map(|name| ((of(&name, &some) - of(&name, &nothing)) / TOGETHER as f64, name)).map(|(n, name)| (name, n)).collect();
+    let each: Vec<(String, f64)> = names
+        .into_iter()
+        .map(|name| ((of(&name, &some) - of(&name, &nothing)) / TOGETHER as f64, name))
+        .map(|(n, name)| (name, n))
+        .collect();
     let spared = ["seed-bench-vmm", "virtiofsd", "swtpm"];
     // What this measuring runs on the machine is no child of PID 1, so it is not in the trace.
     let added: Vec<&(String, f64)> = each.iter().filter(|(name, n)| *n >= 0.1 && !spared.contains(&name.as_str())).collect();

@@ -8,6 +8,7 @@
 pub mod bus;
 pub mod deploy;
 mod guest;
+mod invite;
 pub mod job;
 pub mod logs;
 mod queue;

@@ -2,10 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
-use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use super::{Agent, Event, chain, guest::wait_for_guest, job::Job, logs, now, queue::Mode, resolve, status};
+use super::{Agent, Event, chain, guest::wait_for_guest, invite::find_invite, job::Job, logs, now, queue::Mode, resolve, status};
 use crate::{
     build::{Builder, source},
     bus::{Level, Opened, Outcome, Planted, Pushed, Refusal, Stage},
@@ -14,7 +13,7 @@ use crate::{
         access::{self, Principal, Repository, Verb},
         name::{Commit, FlakeUri, InstanceId, KeyId, NameError, RefName, RepoName},
     },
-    state::{Ask, Batch, Change, Invite, Memory, Plant, State},
+    state::{Ask, Batch, Change, Plant, State},
 };
 
 /// How many repositories one key may create.
@@ -79,7 +78,7 @@ fn principal(who: &str) -> Result<Principal, Refusal> {
     if who.is_empty() { Ok(Principal::Operator) } else { who.parse::<KeyId>().map(Principal::Key).map_err(invalid) }
 }
 
-fn json(document: &impl serde::Serialize) -> Reply {
+pub(super) fn json(document: &impl serde::Serialize) -> Reply {
     Reply::Text(serde_json::to_string(document).expect("plain data is JSON"))
 }
 
@@ -95,7 +94,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Logs { who, instance, lines, follow } => self.logs(&who, &instance, lines, follow),
             Request::Restart { who, instance } => self.restart(&who, &instance),
             Request::NewInvite { uses, expires_secs, note } => self.new_invite(uses, expires_secs, note).await,
-            Request::ListInvites => Ok(json(&serde_json::json!({ "version": 1, "invites": self.invites() }))),
+            Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
             Request::Zone => Ok(json(&**self.zone.borrow())),
         };
@@ -396,36 +395,6 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         tokio::spawn(restart(self.shared.clone(), id, job.clone()));
         Ok(Reply::Text(job.name))
     }
-
-    async fn new_invite(&mut self, uses: u32, expires_secs: u64, note: String) -> Result<Reply, Refusal> {
-        if uses == 0 || uses > 10_000 {
-            return Err(Refusal::Invalid(format!("{uses} uses make no invite: write 1 to 10000")));
-        }
-        if note.len() > 200 || note.chars().any(char::is_control) {
-            return Err(Refusal::Invalid("the note must be one line of at most 200 characters".to_owned()));
-        }
-        let code = new_code().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
-        let id = code[..6].to_owned();
-        let expires = if expires_secs == 0 { 0 } else { now().saturating_add(expires_secs) };
-        let invite = Invite { id: id.clone(), hash: hash(&code), uses_left: uses, expires, note };
-        self.commit(vec![Change::Invite(id, Some(invite))]).await?;
-        Ok(Reply::Text(code))
-    }
-
-    fn invites(&self) -> Vec<serde_json::Value> {
-        let show = |invite: &Invite| serde_json::json!({ "id": invite.id, "usesLeft": invite.uses_left, "expires": invite.expires, "note": invite.note });
-        self.memory.invites.values().filter(|invite| invite.expires == 0 || invite.expires > now()).map(show).collect()
-    }
-
-    async fn revoke_invite(&mut self, id: &str) -> Result<Reply, Refusal> {
-        if !self.memory.invites.contains_key(id) {
-            let ids: Vec<&str> = self.memory.invites.keys().map(String::as_str).collect();
-            let there = if ids.is_empty() { "there is none".to_owned() } else { format!("there is {}", ids.join(", ")) };
-            return Err(Refusal::NotFound(format!("there is no invite {id:?}; {there}")));
-        }
-        self.commit(vec![Change::Invite(id.to_owned(), None)]).await?;
-        Ok(Reply::Nothing)
-    }
 }
 
 /// The keys that a repository has after a push, and what to tell the pusher. A file that is missing, empty or unreadable changes nothing.
@@ -462,38 +431,9 @@ async fn restart<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>
     }
 }
 
-/// 26 characters of base32: 130 bits.
-fn new_code() -> std::io::Result<String> {
-    use std::io::Read;
-    let mut bytes = [0u8; 17];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(data_encoding::BASE32_NOPAD.encode(&bytes).to_lowercase()[..26].to_owned())
-}
-
-fn hash(code: &str) -> String {
-    data_encoding::HEXLOWER.encode(&Sha256::digest(code.as_bytes()))
-}
-
-/// The invite that `code` is good for. Hashes are compared, so the time it takes says nothing about the code.
-fn find_invite(memory: &Memory, code: &str) -> Result<Invite, Refusal> {
-    let wanted = hash(code.trim());
-    let usable = |invite: &&Invite| invite.hash == wanted && (invite.expires == 0 || invite.expires > now());
-    memory.invites.values().find(usable).cloned().ok_or_else(|| {
-        Refusal::Denied(
-            "this invite code is not valid (unknown, used up, revoked or expired): ask the host's operator for one".to_owned(),
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn codes_are_long_and_differ() {
-        let (a, b) = (new_code().unwrap(), new_code().unwrap());
-        assert_eq!((a.len(), a == b), (26, false));
-    }
 
     #[test]
     fn an_unreadable_key_file_changes_nothing_and_says_so() {
@@ -503,15 +443,5 @@ mod tests {
         assert_eq!(keys, std::slice::from_ref(&key));
         assert!(notes[0].contains("line 1") && notes[1].contains("stays as it was"), "{notes:?}");
         assert_eq!(new_keys(&repository, None), (vec![key], vec![]));
-    }
-
-    #[test]
-    fn an_expired_or_unknown_code_is_refused() {
-        let mut memory = Memory::default();
-        let invite = Invite { id: "a".into(), hash: hash("secret"), uses_left: 1, expires: 0, note: String::new() };
-        memory.invites.insert("a".into(), invite.clone());
-        assert!(find_invite(&memory, "secret").is_ok() && find_invite(&memory, "Secret").is_err());
-        memory.invites.insert("a".into(), Invite { expires: 1, ..invite });
-        assert!(find_invite(&memory, "secret").is_err());
     }
 }
