@@ -210,6 +210,13 @@ const HARDENED: &[&str] = &[
     "UMask=0077",
     // The bus and the agent's neighbours are none of its business.
     "InaccessiblePaths=-/run/dbus -/run/systemd/private -/run/userdb",
+    // A flake may have inputs like path:/etc. What is left of the host for it to find is Nix, and what it takes to fetch: names and
+    // certificates. The units of others name their store paths.
+    "TemporaryFileSystem=/etc:ro",
+    "BindReadOnlyPaths=-/etc/resolv.conf -/etc/hosts -/etc/nsswitch.conf -/etc/passwd -/etc/group -/etc/services -/etc/protocols",
+    "BindReadOnlyPaths=-/etc/ssl/certs -/etc/pki/tls/certs -/etc/static/ssl -/etc/ld.so.cache -/etc/localtime",
+    "InaccessiblePaths=-/run/systemd/system -/run/systemd/transient -/run/log -/run/credentials -/run/current-system -/run/booted-system",
+    "InaccessiblePaths=-/var/lib -/var/log -/var/spool -/var/backups -/var/mail -/srv -/opt -/mnt -/media -/boot -/sys/firmware",
 ];
 
 /// What a tenant's flake has no business to reach from inside the host.
@@ -453,6 +460,16 @@ mod tests {
 
     fn path(tag: &str) -> StorePath {
         format!("/nix/store/{}-{tag}", tag.repeat(32).chars().take(32).collect::<String>()).parse().expect("a path")
+    }
+
+    #[test]
+    fn a_flake_finds_little_of_the_host() {
+        let all = HARDENED.join("\n");
+        for hidden in ["TemporaryFileSystem=/etc:ro", "-/run/systemd/system", "-/var/lib", "-/var/log", "-/srv", "ProtectHome=yes"]
+        {
+            assert!(all.contains(hidden), "{hidden}");
+        }
+        assert!(!all.contains("/etc/nix") && !all.contains("/etc/shadow"), "nix.conf may hold tokens");
     }
 
     #[test]

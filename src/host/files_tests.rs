@@ -145,3 +145,21 @@ fn unit_names_lead_to_their_instance() {
         assert_eq!(instance_of_unit(other), None, "{other}");
     }
 }
+
+#[test]
+fn what_a_removed_instance_leaves_belongs_to_nobody_else() {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: needs root to give files away");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let kept = dir.path().join("tpm");
+    fs::create_dir(&kept).unwrap();
+    chown(&kept, Some(12_345), Some(12_345)).unwrap();
+    take_back(&kept).unwrap();
+    let meta = fs::metadata(&kept).unwrap();
+    assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (0, 0, 0o700));
+    take_back(&dir.path().join("none")).unwrap();
+    symlink(dir.path(), dir.path().join("link")).unwrap();
+    assert!(take_back(&dir.path().join("link")).is_err());
+}

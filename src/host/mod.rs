@@ -247,6 +247,10 @@ impl Host for Machine {
                 if let Some(tap) = tap {
                     network::remove_tap(tap).await?;
                 }
+                // Its user id may be another's next; systemd gives them to whoever has the instance's name when that comes back.
+                for kept in [self.layout.tpm_of(id), self.layout.log_of(id)] {
+                    files::take_back(&kept)?;
+                }
                 files::remove_run(&self.layout, id)
             }
             Step::RetireVolume { id, name } => {

@@ -233,6 +233,13 @@ pub async fn finish(mut child: Child, complaints: tokio::task::JoinHandle<String
     }
 }
 
+/// Whether the largest push would leave some room: anybody may push, and what the agent remembers lies on the same disk.
+pub fn has_room(doors: &Doors) -> bool {
+    let measured = nix::sys::statvfs::statvfs(&doors.settings.repositories);
+    // What cannot be measured is found out by writing.
+    measured.map_or(true, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()) > doors.settings.max_pack.0)
+}
+
 /// Makes the bare repository if it is not there yet.
 pub async fn create(doors: &Doors, name: &RepoName) -> Asked<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(0);

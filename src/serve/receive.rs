@@ -81,6 +81,10 @@ impl Push {
                 return refusal.exit_code();
             }
         };
+        if !git::has_room(&self.doors) {
+            out.send(&pktline::error("this host has no room left for a push: its operator has to make some")).await;
+            return 1;
+        }
         let path = match git::create(&self.doors, &self.name).await {
             Ok(path) => path,
             Err(refusal) => {

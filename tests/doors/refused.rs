@@ -137,3 +137,13 @@ async fn objects_that_are_not_sound() {
     ran.err_has("hasDotgit");
     assert!(world.agent.told().pushes.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_could_fill_the_disk() {
+    let world = World::with(|settings| settings.max_pack = Bytes(1 << 60)).await;
+    world.project("p").await;
+    let ran = world.git("ann", "p", &["push", "silo", "main"]).await;
+    assert_ne!(ran.code, 0);
+    ran.err_has("fatal: remote error: this host has no room left for a push");
+    assert!(std::fs::read_dir(world.path("repos")).unwrap().next().is_none(), "nothing was made");
+}

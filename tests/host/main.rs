@@ -6,6 +6,7 @@
 mod machine;
 
 mod bad_input;
+mod bus;
 mod crash;
 mod lacks;
 mod logs;
