@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "these are processes of their own, beside the agent")]
 
 pub mod console;
+pub mod events;
 pub mod machine;
 pub mod power_button;
 pub mod store_view;

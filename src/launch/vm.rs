@@ -34,6 +34,7 @@ use sd_notify::NotifyState;
 
 use super::{
     console::Console,
+    events::{self, End, Events},
     power_button::{self, Control},
 };
 
@@ -76,7 +77,7 @@ pub enum VmError {
     NoVmm,
     #[error("could not remove the old socket {path}")]
     Clean { path: PathBuf, source: io::Error },
-    #[error("could not listen for the guest at {path}")]
+    #[error("could not listen at {path}")]
     Listen { path: PathBuf, source: io::Error },
     #[error("{path} did not appear in {} seconds: see the unit that makes it", HELPER_PATIENCE.as_secs())]
     Helper { path: PathBuf },
@@ -86,7 +87,8 @@ pub enum VmError {
     Wait(#[source] io::Error),
 }
 
-/// Runs the VMM to its end. Exits with its code, or with 128 + n if signal n killed it.
+/// Runs the VMM to its end. Exits with its code, or with 128 + n if signal n killed it; with 0 when the guest reboots and 1 when its
+/// kernel panics, which are ends too.
 pub fn main(args: Args) -> ExitCode {
     match run(&args) {
         Ok(code) => ExitCode::from(code),
@@ -104,6 +106,13 @@ fn run(args: &Args) -> Result<u8, VmError> {
     let listen_error = |source| VmError::Listen { path: args.notify.clone(), source };
     let listener = UnixListener::bind(&args.notify).map_err(listen_error)?;
     listener.set_nonblocking(true).map_err(listen_error)?;
+    let events = match &args.control {
+        Control::Qmp(_) => None,
+        Control::Api(api) => {
+            let path = events::path(api);
+            Some(Events::listen(&path).map_err(|source| VmError::Listen { path, source })?)
+        }
+    };
 
     for path in &args.wait {
         wait_for(path)?;
@@ -122,7 +131,7 @@ fn run(args: &Args) -> Result<u8, VmError> {
 
     let code = (|| {
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Watch::new(args, listener, pipe)?.until_end(&mut child)
+        Watch::new(args, listener, events, pipe)?.until_end(&mut child)
     })();
     if code.is_err() {
         // Should this process end first, systemd ends the child with the unit; but not outside of a unit.
@@ -143,7 +152,7 @@ fn wait_for(path: &Path) -> Result<(), VmError> {
     Ok(())
 }
 
-/// Sockets that an earlier run may have left and that the VMM or this process binds. Cloud Hypervisor refuses a path that is taken;
+/// Sockets and pipes that an earlier run may have left and that the VMM or this process binds. Cloud Hypervisor refuses a path that is taken;
 /// its hybrid vsock socket is the notification socket's path without the port.
 fn stale_sockets(args: &Args) -> Vec<PathBuf> {
     let mut stale = vec![args.notify.clone()];
@@ -154,6 +163,7 @@ fn stale_sockets(args: &Args) -> Vec<PathBuf> {
             let mut lock = path.clone().into_os_string();
             lock.push(".lock");
             stale.push(lock.into());
+            stale.push(events::path(path));
             stale.extend(without_port(&args.notify));
         }
     }
@@ -173,6 +183,7 @@ struct Watch {
     control: Control,
     signals: SignalFd,
     listener: UnixListener,
+    events: Option<Events>,
     /// The console, until the VMM closes it.
     pipe: Option<std::process::ChildStdout>,
     console: Console,
@@ -191,7 +202,7 @@ struct Stopping {
 }
 
 impl Watch {
-    fn new(args: &Args, listener: UnixListener, pipe: std::process::ChildStdout) -> io::Result<Self> {
+    fn new(args: &Args, listener: UnixListener, events: Option<Events>, pipe: std::process::ChildStdout) -> io::Result<Self> {
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
             mask.add(signal);
@@ -202,6 +213,7 @@ impl Watch {
             control: args.control.clone(),
             signals,
             listener,
+            events,
             pipe: Some(pipe),
             console: Console::default(),
             line_since: None,
@@ -215,12 +227,17 @@ impl Watch {
         loop {
             // Asked each time round: a child may have ended before its signal could be heard.
             if let Some(status) = child.try_wait()? {
-                self.read_console();
-                self.console.flush();
-                self.write_console_out();
+                self.write_last_words();
                 return Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)).clamp(0, 255) as u8);
             }
             self.wait()?;
+            if let Some(end) = self.events.as_mut().and_then(Events::hear) {
+                // What it was about to do by itself is done by the unit, with new helpers.
+                child.kill()?;
+                child.wait()?;
+                self.write_last_words();
+                return Ok(if end == End::Panic { 1 } else { 0 });
+            }
             let now = Instant::now();
             self.hear_signals(now)?;
             self.read_console();
@@ -256,6 +273,7 @@ impl Watch {
         if self.connections.len() < NOTIFY_MANY {
             fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
         }
+        fds.extend(self.events.as_ref().map(|events| PollFd::new(events.as_fd(), PollFlags::POLLIN)));
         fds.extend(self.pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
         fds.extend(self.connections.iter().map(|(stream, _)| PollFd::new(stream.as_fd(), PollFlags::POLLIN)));
         let writing = !self.console.waiting().is_empty();
@@ -310,7 +328,9 @@ impl Watch {
     }
 
     /// The last words, for as long as the reader takes them.
-    fn write_console_out(&mut self) {
+    fn write_last_words(&mut self) {
+        self.read_console();
+        self.console.flush();
         while !self.console.waiting().is_empty() {
             let out = io::stdout();
             let mut fds = [PollFd::new(out.as_fd(), PollFlags::POLLOUT)];

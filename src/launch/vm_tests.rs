@@ -24,7 +24,7 @@ fn launcher() {
     let mut argv = vec![me.into_os_string()];
     argv.extend(ROLE.map(Into::into));
     argv.push("launch::vm::tests::vmm".into());
-    let kind = if env::var("SEED_TEST_VMM").unwrap() == "api" { "api" } else { "qmp" };
+    let kind = if ["api", "rebooting", "panic"].contains(&env::var("SEED_TEST_VMM").unwrap().as_str()) { "api" } else { "qmp" };
     let control = format!("{kind}:{}", dir.join("control").display()).parse().unwrap();
     let args = Args { notify: dir.join("vsock_9001"), control, wait: vec![dir.join("helper")], argv };
     exit(run(&args).map(i32::from).unwrap());
@@ -60,6 +60,14 @@ fn vmm() {
             BufReader::new(stream).read_line(&mut said).unwrap();
             println!("heard {said}");
             exit(0);
+        }
+        event @ ("rebooting" | "panic") => {
+            println!("last words");
+            let source = if event == "panic" { "guest" } else { "vm" };
+            let event =
+                format!("{{\"source\": \"{source}\", \"event\": \"{event}\", \"properties\": {{\"event\": \"{event}\"}}}}\n\n");
+            fs::OpenOptions::new().write(true).open(dir.join("control.events")).unwrap().write_all(event.as_bytes()).unwrap();
+            thread::sleep(Duration::from_secs(60));
         }
         "flood" => {
             let line = [b'x'; 1023];
@@ -178,6 +186,17 @@ fn the_exit_code_is_the_vmms() {
 }
 
 #[test]
+fn cloud_hypervisor_does_not_start_its_guest_again() {
+    for (vmm, code) in [("rebooting", 0), ("panic", 1)] {
+        let begun = Instant::now();
+        let (have, text) = start(vmm).end();
+        assert_eq!(have, code, "{vmm}");
+        assert!(text.contains("last words\n"), "{text:?}");
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+}
+
+#[test]
 fn a_flood_that_nobody_reads_does_not_hold_the_vmm() {
     let mut run = start("flood");
     let (ended, end) = mpsc::channel();
@@ -213,5 +232,5 @@ fn what_a_killed_run_leaves_is_known() {
     };
     let names = |control| stale_sockets(&args(control)).iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ");
     assert_eq!(names("qmp:/r/qmp"), "/r/vsock_9001 /r/qmp");
-    assert_eq!(names("api:/r/api"), "/r/vsock_9001 /r/api /r/api.lock /r/vsock");
+    assert_eq!(names("api:/r/api"), "/r/vsock_9001 /r/api /r/api.lock /r/api.events /r/vsock");
 }
