@@ -60,10 +60,18 @@ impl Stamp {
 type Listing = Arc<Vec<(String, bool)>>;
 
 /// Looks at files, and remembers what it saw.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Files {
+    /// Who this process is. Asked once: the answer never changes.
+    owner: u32,
     texts: BTreeMap<PathBuf, (Stamp, String)>,
     folders: BTreeMap<PathBuf, (Stamp, Listing)>,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self { owner: nix::unistd::Uid::effective().as_raw(), texts: BTreeMap::new(), folders: BTreeMap::new() }
+    }
 }
 
 impl Files {
@@ -165,7 +173,7 @@ impl Files {
             }
             looked => looked.map_err(error("look at", path))?,
         };
-        if !meta.is_file() || meta.uid() != nix::unistd::Uid::effective().as_raw() {
+        if !meta.is_file() || meta.uid() != self.owner {
             return Ok(None);
         }
         let stamp = Stamp::of(&meta);
