@@ -13,9 +13,23 @@ use crate::{
 
 pub fn rows() -> Vec<Row> {
     vec![
-        Row::new("commit-syncs", "C-P18", "state commit: waits for the disk, one after the other", "etcd 1.07 (recorded)", "fsync", 1.0),
+        Row::new(
+            "commit-syncs",
+            "C-P18",
+            "state commit: waits for the disk, one after the other",
+            "etcd 1.07 (recorded)",
+            "fsync",
+            1.0,
+        ),
         Row::new("commit-crowd", "C-P11", "state commit: waits for the disk, 50 at once", "-", "fsync", 3.0),
-        Row::new("commit-code", "C-P18", "state commit: instructions (callgrind)", "redb 145k, sqlite 28k (recorded)", "", 60_000.0),
+        Row::new(
+            "commit-code",
+            "C-P18",
+            "state commit: instructions (callgrind)",
+            "redb 145k, sqlite 28k (recorded)",
+            "",
+            60_000.0,
+        ),
         Row::known("commit-time", "C-P18", "state commit: wall, median", "etcd over HTTP 650 µs (recorded)", "µs"),
     ]
 }

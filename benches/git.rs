@@ -65,5 +65,9 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
         let each = ["fsync", "fdatasync", "sync_file_range"].map(|name| format!("{name} {:.1}", calls.done(&[name]) / per));
         each.join(", ")
     };
-    sheet.set("push-syncs", seed.syncs() / per, format!("{}; OpenSSH and git: {:.1}, which is not durable", kinds(&seed), peer.syncs() / per));
+    sheet.set(
+        "push-syncs",
+        seed.syncs() / per,
+        format!("{}; OpenSSH and git: {:.1}, which is not durable", kinds(&seed), peer.syncs() / per),
+    );
 }

@@ -15,7 +15,14 @@ use crate::{
 const ROUNDS: usize = 3;
 
 pub fn rows() -> Vec<Row> {
-    vec![Row::new("ready", "READY", "a guest's time to READY through Seed, helpers included", "the same QEMU and helpers by hand", "x", 1.1)]
+    vec![Row::new(
+        "ready",
+        "READY",
+        "a guest's time to READY through Seed, helpers included",
+        "the same QEMU and helpers by hand",
+        "x",
+        1.1,
+    )]
 }
 
 pub fn demo_rows() -> Vec<Row> {
@@ -39,7 +46,7 @@ seed-bench worker notify $run/vsock_9001 & notify=$!
 for kind in tpm vsock journal; do mapfile -t argv <$kind; "${argv[@]}" </dev/null & pids+=" $!"; done
 for socket in store.sock tpm.sock vhost-vsock.sock vsock_9001 vsock_9002; do while [[ ! -S $run/$socket ]]; do sleep 0.002; done; done
 mapfile -t argv <vm
-"${argv[@]}" </dev/null & pids+=" $!"
+"${argv[@]}" </dev/null >console & pids+=" $!"
 wait $notify
 echo "ms $((($(date +%s%N) - began) / 1000000))"
 kill -9 $pids
@@ -79,7 +86,8 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
         rounds.push((through_seed(host, &instance), hand));
     }
     let seconds = |value: f64| format!("{:.1}", value / 1e3);
-    let each: Vec<String> = rounds.iter().map(|(ours, hand)| format!("{} s against {} s", seconds(*ours), seconds(*hand))).collect();
+    let each: Vec<String> =
+        rounds.iter().map(|(ours, hand)| format!("{} s against {} s", seconds(*ours), seconds(*hand))).collect();
     sheet.set("ready", meter::median(rounds.iter().map(|(ours, hand)| ours / hand).collect()), each.join("; "));
 }
 

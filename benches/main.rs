@@ -7,7 +7,13 @@
 //!
 //! A row is a count or a ratio, so that it means the same on a slow and on a busy machine; no row fails the run. A row that could not
 //! be measured stays in the table and says why. Machines are those of `tests/host`: real systemd, nix, git, ssh.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "it measures a machine")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it measures a machine"
+)]
 
 mod commit;
 mod crowd;
@@ -74,7 +80,8 @@ fn main() -> ExitCode {
         if let Some(missing) = group.needs.iter().find(|name| meter::program(name).is_none()) {
             sheet.give_up(&format!("there is no {missing} on this machine: install it"));
         } else if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| (group.measure)(&mut place, &mut sheet))) {
-            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            let text =
+                panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
             sheet.give_up(text.unwrap_or_default().lines().next().unwrap_or("it panicked"));
         }
         sheet.give_up("it gave no value");

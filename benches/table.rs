@@ -72,7 +72,11 @@ impl Sheet {
         let document = self.json();
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
         std::fs::write(&path, &document).expect("target/ can be written");
-        if json { println!("{document}") } else { println!("{}", self.text()) }
+        if json {
+            println!("{document}")
+        } else {
+            println!("{}", self.text())
+        }
         eprintln!("also in {}", path.display());
     }
 
@@ -89,17 +93,21 @@ impl Sheet {
 
     fn text(&self) -> String {
         const HEAD: [&str; 6] = ["goal", "what", "peer", "measured", "at most", "verdict"];
-        let cells: Vec<[String; 6]> = self.rows.iter().map(|row| {
-            let with_unit = |value: f64| format!("{} {}", number(value), row.unit);
-            [
-                row.id.to_owned(),
-                row.what.to_owned(),
-                row.peer.to_owned(),
-                row.measured.map_or("-".to_owned(), with_unit),
-                row.goal.map_or("-".to_owned(), with_unit),
-                row.verdict(),
-            ]
-        }).collect();
+        let cells: Vec<[String; 6]> = self
+            .rows
+            .iter()
+            .map(|row| {
+                let with_unit = |value: f64| format!("{} {}", number(value), row.unit);
+                [
+                    row.id.to_owned(),
+                    row.what.to_owned(),
+                    row.peer.to_owned(),
+                    row.measured.map_or("-".to_owned(), with_unit),
+                    row.goal.map_or("-".to_owned(), with_unit),
+                    row.verdict(),
+                ]
+            })
+            .collect();
         let width = |column: usize| {
             let longest = cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
             longest.max(HEAD[column].len())
@@ -115,8 +123,12 @@ impl Sheet {
         cells.iter().for_each(|row| line(row));
         let missed = self.rows.iter().filter(|row| row.verdict().starts_with("misses")).count();
         let met = self.rows.iter().filter(|row| row.verdict() == "ok").count();
-        writeln!(text, "\n{met} goals met, {missed} missed, {} rows not measured", self.rows.iter().filter(|row| row.measured.is_none()).count())
-            .expect("a text takes all");
+        writeln!(
+            text,
+            "\n{met} goals met, {missed} missed, {} rows not measured",
+            self.rows.iter().filter(|row| row.measured.is_none()).count()
+        )
+        .expect("a text takes all");
         for row in self.rows.iter().filter(|row| !row.note.is_empty()) {
             let loud = if row.measured.is_none() { "NOT MEASURED: " } else { "" };
             writeln!(text, "  {} {}: {loud}{}", row.id, row.what, row.note).expect("a text takes all");
@@ -127,7 +139,11 @@ impl Sheet {
 
 /// How the program that was measured was compiled.
 fn profile() -> &'static str {
-    if cfg!(debug_assertions) { "UNOPTIMIZED (dev profile): CPU figures flatter the peers" } else { "profile bench (opt-level 1, cheap to build; release is faster)" }
+    if cfg!(debug_assertions) {
+        "UNOPTIMIZED (dev profile): CPU figures flatter the peers"
+    } else {
+        "profile bench (opt-level 1, cheap to build; release is faster)"
+    }
 }
 
 /// Three digits that matter.
