@@ -1,20 +1,19 @@
 //! C-P9 and C-P10: a host that is full. A thousand instances with four units each, which systemd holds active without a process; see
 //! `worker::crowd` for how. Everything else is real: systemd, the bus, the agent, its state, the files and the taps.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{process::Command, time::Duration};
 
 use crate::{
     meter,
     place::{Measured, Place, WORKER},
+    start,
     table::{Row, Sheet},
 };
 
 const INSTANCES: usize = 1000;
 const STARTS: usize = 10;
 const PASSES: usize = 5;
+const MORE: usize = 5;
 
 pub fn rows() -> Vec<Row> {
     vec![
@@ -36,7 +35,7 @@ pub fn rows() -> Vec<Row> {
             "x",
             1.0 / 300.0,
         ),
-        Row::known("units-agent", "C-P9", "one more instance of 1,000, with the agent watching: PID 1 CPU", "-", "ms"),
+        Row::known("units-agent", "C-P9", "start by the agent beside 1,000 others: CPU of PID 1 and agent", "-", "ms"),
         Row::new("pass-calls", "C-P10", "no-op pass, 1,000 instances: system calls an instance", "-", "calls", 12.0),
         Row::new("pass-execs", "C-P10", "no-op pass, 1,000 instances: programs started", "-", "execs", 0.0),
         Row::new("pass-syncs", "C-P10", "no-op pass, 1,000 instances: waits for the disk", "-", "fsync", 0.0),
@@ -55,7 +54,7 @@ pub fn rows() -> Vec<Row> {
 }
 
 /// Starts cheap instances as a deploy does, and returns PID 1's CPU for each, in milliseconds.
-fn start(host: &Measured, prefix: &str) -> f64 {
+fn starts(host: &Measured, prefix: &str) -> f64 {
     let before = host.pid1_cpu();
     host.run(&[WORKER, "worker", "starts", prefix, &STARTS.to_string()]);
     std::thread::sleep(Duration::from_secs(1));
@@ -106,7 +105,7 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     sheet.set("units-calls", (sent(host, "x", 12) - sent(host, "y", 2)) / 10.0, "five units an instance");
     sweep(host, "x");
     sweep(host, "y");
-    let small = start(host, "a");
+    let small = starts(host, "a");
     sheet.set("units-reloads", reloads(host) - before, "lines of PID 1 in the journal");
     sweep(host, "a");
 
@@ -118,7 +117,7 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     host.run(&[WORKER, "worker", "state", &INSTANCES.to_string(), "no"]);
     host.run(&[WORKER, "worker", "crowd", &INSTANCES.to_string()]);
     let many = loaded(host);
-    let large = start(host, "b");
+    let large = starts(host, "b");
     sheet.set("units-growth", large / small, format!("{large:.1} ms with {many} units, {small:.1} ms with {few}"));
     let reloading = start_with_reload(host, "c", 2);
     sheet.set(
@@ -131,27 +130,44 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
 
     host.run(&["systemctl", "start", "seed-agent.service"]);
     converge(host, sheet, empty);
-    sheet.set("units-agent", start(host, "d"), format!("{large:.1} ms without the agent: the rest is its looks at the machine"));
+    let nothing = until_running(host, INSTANCES);
+    let more = until_running(host, INSTANCES + MORE);
+    let each = |more: f64, nothing: f64| (more - nothing) / MORE as f64;
+    let (pid1, agent) = (each(more.0, nothing.0), each(more.1, nothing.1));
+    sheet.set(
+        "units-agent",
+        pid1 + agent,
+        format!("PID 1 {pid1:.0}, agent and what it runs {agent:.0}; {MORE} together, real units and helpers"),
+    );
 }
 
-/// One pass: the agent looks, renders and plans, and finds nothing to do.
-fn pass(host: &Measured) {
-    let plan = host.run(&["seed", "plan", "--json"]);
-    assert!(plan.contains("\"steps\":[]"), "the crowd is not what the agent wants: {}", plan.chars().take(300).collect::<String>());
+/// Passes: the agent looks, renders and plans, and finds nothing to do. Returns the median time of one, in microseconds.
+fn passes(host: &Measured) -> f64 {
+    host.run(&[WORKER, "worker", "plans", &PASSES.to_string()]).trim().parse().expect("microseconds")
+}
+
+/// CPU of PID 1 and of the agent, in milliseconds, from the agent's start until it runs `count` instances.
+fn until_running(host: &Measured, count: usize) -> (f64, f64) {
+    let before = host.pid1_cpu();
+    start::run_instances(host, count, false);
+    ((host.pid1_cpu() - before) / 1e3, host.cpu(&["seed-agent.service"]) / 1e3)
 }
 
 fn converge(host: &Measured, sheet: &mut Sheet, empty: u64) {
     // The first look reads every file, the second those that were younger than two seconds.
     std::thread::sleep(Duration::from_secs(8));
-    pass(host);
-    pass(host);
+    passes(host);
     let agent = host.pids("seed-agent.service");
     let per = (PASSES * INSTANCES) as f64;
-    let calls = meter::counted(&agent, || (0..PASSES).for_each(|_| pass(host)));
+    let calls = meter::counted(&agent, || {
+        passes(host);
+    });
     sheet.set("pass-calls", calls.all() / per, format!("an instance: {}", calls.top(per)));
     sheet.set("pass-execs", calls.execs() / PASSES as f64, "");
     sheet.set("pass-syncs", calls.syncs() / PASSES as f64, "");
-    let trace = meter::traced(&agent, &["-e", "trace=recvmsg,sendmsg"], || (0..PASSES).for_each(|_| pass(host)));
+    let trace = meter::traced(&agent, &["-e", "trace=recvmsg,sendmsg"], || {
+        passes(host);
+    });
     let bytes = |line: &str| line.rsplit_once(" = ")?.1.split_whitespace().next()?.parse::<f64>().ok().filter(|count| *count > 0.0);
     let bytes: f64 = trace.lines().filter_map(bytes).sum();
     sheet.set(
@@ -159,15 +175,12 @@ fn converge(host: &Measured, sheet: &mut Sheet, empty: u64) {
         bytes / per,
         format!("{:.0} KiB a pass, the question and its answer included", bytes / PASSES as f64 / 1024.0),
     );
-    let began = Instant::now();
     let (cpu, pid1) = (host.cpu(&["seed-agent.service"]), host.pid1_cpu());
-    (0..PASSES).for_each(|_| pass(host));
-    let wall = began.elapsed().as_micros() as f64;
+    let wall = passes(host);
     let ms = |micros: f64| micros / PASSES as f64 / 1e3;
     let (cpu, pid1) = (ms(host.cpu(&["seed-agent.service"]) - cpu), ms(host.pid1_cpu() - pid1));
-    let note =
-        format!("a pass: {:.0} ms with the command that asks; CPU of the agent {cpu:.0} ms, of PID 1 {pid1:.0} ms", ms(wall));
-    sheet.set("pass-wall", wall / per, note);
+    let note = format!("a pass: {:.0} ms; CPU of the agent {cpu:.0} ms, of PID 1 {pid1:.0} ms", wall / 1e3);
+    sheet.set("pass-wall", wall / INSTANCES as f64, note);
     let full = meter::pss(host.pids("seed-agent.service")[0]);
     let note = format!("{:.1} MiB with {INSTANCES}, {:.1} MiB with none", full as f64 / 1024.0, empty as f64 / 1024.0);
     sheet.set("pass-memory", (full as f64 - empty as f64) / INSTANCES as f64, note);

@@ -46,7 +46,7 @@ seed-bench worker notify $run/vsock_9001 & notify=$!
 for kind in tpm vsock journal; do mapfile -t argv <$kind; "${argv[@]}" </dev/null & pids+=" $!"; done
 for socket in store.sock tpm.sock vhost-vsock.sock vsock_9001 vsock_9002; do while [[ ! -S $run/$socket ]]; do sleep 0.002; done; done
 mapfile -t argv <vm
-"${argv[@]}" </dev/null & pids+=" $!"
+"${argv[@]}" </dev/null >console & pids+=" $!"
 wait $notify
 echo "ms $((($(date +%s%N) - began) / 1000000))"
 kill -9 $pids

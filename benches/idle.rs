@@ -1,6 +1,9 @@
 //! C-P12: what Seed costs while nobody asks anything of it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use crate::{
     meter,
@@ -22,14 +25,15 @@ pub fn rows() -> Vec<Row> {
 
 pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     let host = place.plain();
-    // The start is over when the agent has looked at the machine for the last time.
-    std::thread::sleep(Duration::from_secs(8));
+    // The start is over when the agent has looked at the machine for the last time, and the threads that did it have ended.
+    std::thread::sleep(Duration::from_secs(15));
     let pids = host.all_pids(&UNITS);
-    let switches = || pids.iter().map(|pid| meter::switches(*pid)).sum::<u64>() as f64;
-    let (woken, used, began) = (switches(), host.cpu(&UNITS), Instant::now());
+    let switches = || pids.iter().flat_map(|pid| meter::switches(*pid)).collect::<BTreeMap<_, _>>();
+    let (before, used, began) = (switches(), host.cpu(&UNITS), Instant::now());
     std::thread::sleep(WINDOW);
     let seconds = began.elapsed().as_secs_f64();
-    sheet.set("idle-wakeups", (switches() - woken) / seconds, format!("{} wakeups in {seconds:.0} s", switches() - woken));
+    let woken: u64 = switches().iter().map(|(thread, count)| count - before.get(thread).unwrap_or(&0)).sum();
+    sheet.set("idle-wakeups", woken as f64 / seconds, format!("{woken} wakeups in {seconds:.0} s"));
     sheet.set("idle-cpu", (host.cpu(&UNITS) - used) / 1e3 / seconds, "");
     let each: Vec<u64> = pids.iter().map(|pid| meter::pss(*pid)).collect();
     sheet.set("idle-pss", each.iter().sum::<u64>() as f64 / 1024.0, format!("KiB each: {each:?}"));

@@ -111,11 +111,11 @@ pub fn cpu_of(pid: u32) -> f64 {
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap()
 }
 
-/// How often the threads of a process were put to sleep or aside: each time is a wakeup.
-pub fn switches(pid: u32) -> u64 {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+/// How often each thread of a process was put to sleep or aside.
+pub fn switches(pid: u32) -> BTreeMap<String, u64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap());
     let of = |path: PathBuf| field(&path, "voluntary_ctxt_switches") + field(&path, "nonvoluntary_ctxt_switches");
-    threads.map(|thread| of(thread.unwrap().path().join("status"))).sum()
+    threads.map(|thread| (thread.file_name().to_string_lossy().into_owned(), of(thread.path().join("status")))).collect()
 }
 
 /// Proportional memory of a process, in KiB.

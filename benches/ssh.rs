@@ -9,8 +9,9 @@ use crate::{
 
 const ROUNDS: usize = 4;
 const SESSIONS: usize = 20;
-/// A command that the door answers alone; one that it asks the agent about.
+/// `whoami` the door answers alone.
 const SERVE: &[&str] = &["seed-serve.service"];
+/// `status` it asks the agent about.
 const ALL: &[&str] = &["seed-serve.service", "seed-agent.service", "dbus.service"];
 
 pub fn rows() -> Vec<Row> {
@@ -27,7 +28,7 @@ pub fn rows() -> Vec<Row> {
         Row::new("ssh-russh", "C-P4", "SSH command: server CPU, whoami", "russh alone", "x", 1.3),
         Row::new("ssh-calls", "C-P4", "SSH command: system calls, whoami", "OpenSSH: see the note", "calls", 110.0),
         Row::known("ssh-status-calls", "C-P4", "SSH command: system calls, status, with the agent's", "-", "calls"),
-        Row::new("ssh-execs", "C-P4", "SSH command: programs and processes started, status", "OpenSSH: see the note", "", 0.0),
+        Row::new("ssh-execs", "C-P4", "SSH command: programs started, status", "OpenSSH: see the note", "execs", 0.0),
     ]
 }
 
@@ -83,11 +84,5 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     sheet.set("ssh-calls", calls.all() / per, note);
     let all = Server { units: &["seed-serve.service", "seed-agent.service"], ..status }.calls(host);
     sheet.set("ssh-status-calls", all.all() / per, format!("most: {}", all.top(per)));
-    let started = |calls: &meter::Calls| calls.execs() + calls.done(&["fork", "vfork"]) + processes(calls);
-    sheet.set("ssh-execs", started(&all) / per, format!("sshd: {:.1} a session", started(&peer) / per));
-}
-
-/// `clone` that makes processes; threads are `clone3`.
-fn processes(calls: &meter::Calls) -> f64 {
-    calls.done(&["clone"])
+    sheet.set("ssh-execs", all.execs() / per, format!("sshd: {:.1} a session", peer.execs() / per));
 }

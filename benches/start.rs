@@ -21,9 +21,9 @@ pub fn rows() -> Vec<Row> {
 }
 
 /// Has the agent run `count` instances, and waits until they do.
-fn run_instances(host: &Measured, count: usize) {
+pub fn run_instances(host: &Measured, count: usize, tpm: bool) {
     host.run(&["systemctl", "stop", "seed-agent.service"]);
-    host.run(&[WORKER, "worker", "state", &count.to_string(), "tpm"]);
+    host.run(&[WORKER, "worker", "state", &count.to_string(), if tpm { "tpm" } else { "no" }]);
     host.run(&["systemctl", "start", "seed-agent.service"]);
     let began = Instant::now();
     loop {
@@ -67,7 +67,10 @@ fn execs(trace: &str) -> Vec<String> {
             mine.filter_map(path).next_back()
         };
         let path = path(line).or_else(begun).unwrap_or_else(|| "systemd-executor".to_owned());
-        names.push(path.rsplit('/').next().unwrap_or("").to_owned());
+        let name = path.rsplit('/').next().unwrap_or("");
+        // systemd starts its executor by a descriptor: /proc/self/fd/9.
+        let executor = name.bytes().all(|byte| byte.is_ascii_digit());
+        names.push(if executor { "systemd-executor".to_owned() } else { name.to_owned() });
     }
     names
 }
@@ -75,7 +78,7 @@ fn execs(trace: &str) -> Vec<String> {
 pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     let host = place.stub();
     for count in 1..=SINGLE {
-        run_instances(host, count);
+        run_instances(host, count, true);
     }
     let walls: Vec<f64> = (1..SINGLE).filter_map(|n| moments(host, n)).map(|(first, vmm)| (vmm - first) / 1e3).collect();
     assert!(!walls.is_empty(), "the journal has no start of an instance");
@@ -86,7 +89,7 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     let agent = ["seed-agent.service"];
     let cpu = |count: usize| {
         let before = host.pid1_cpu();
-        run_instances(host, count);
+        run_instances(host, count, true);
         (host.pid1_cpu() - before, host.cpu(&agent))
     };
     let nothing = cpu(SINGLE);
@@ -96,7 +99,7 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     sheet.set("start-cpu", pid1 + ours, format!("PID 1 {pid1:.1}, agent and what it runs {ours:.1}; {TOGETHER} together"));
 
     let options = ["-e", "trace=execve,execveat", "-s", "200"];
-    let trace = |count: usize| execs(&meter::traced(&[host.pid1], &options, || run_instances(host, count)));
+    let trace = |count: usize| execs(&meter::traced(&[host.pid1], &options, || run_instances(host, count, true)));
     let (nothing, some) = (trace(SINGLE + TOGETHER), trace(SINGLE + 2 * TOGETHER));
     let of = |name: &str, all: &[String]| all.iter().filter(|found| *found == name).count() as f64;
     let mut names = some.clone();

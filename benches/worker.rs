@@ -46,6 +46,7 @@ pub fn run(words: &[String]) -> Option<ExitCode> {
         ["state", _, tpm] => runtime.block_on(remember(number(1), *tpm == "tpm")),
         ["crowd", _] => runtime.block_on(crowd(number(1))),
         ["starts", prefix, _] => runtime.block_on(starts(prefix, number(2))),
+        ["plans", _] => runtime.block_on(plans(number(1))),
         ["namespace"] => println!("{}", namespace()),
         ["cheap", id] => cheap(&id.parse().expect("an instance")),
         ["notify", path] => notify(Path::new(path)),
@@ -147,6 +148,25 @@ fn layout() -> Layout {
     let found = config::tools::find(&config.paths, &std::env::var("PATH").unwrap_or_default());
     let (vmm, _) = config::tools::choose(&config.hypervisor, &found, Err("it is not asked".into())).expect("a hypervisor");
     config.layout(vmm, found.tools)
+}
+
+/// Asks the agent for its plan, which is a whole pass; prints the median time in microseconds. There must be nothing to do.
+async fn plans(count: usize) {
+    let bus = zbus::Connection::system().await.expect("a bus");
+    let agent = seed::bus::SeedProxy::new(&bus).await.expect("an agent");
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let began = Instant::now();
+        let plan = agent.plan().await.expect("a plan");
+        times.push(began.elapsed().as_micros());
+        assert!(
+            plan.contains("\"steps\":[]"),
+            "the crowd is not what the agent wants: {}",
+            plan.chars().take(300).collect::<String>()
+        );
+    }
+    times.sort_unstable();
+    println!("{}", times[times.len() / 2]);
 }
 
 /// Makes the machine look to the agent as if `count` instances ran: units that are active, files, taps. No unit has a process: systemd

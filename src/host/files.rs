@@ -60,10 +60,18 @@ impl Stamp {
 type Listing = Arc<Vec<(String, bool)>>;
 
 /// Looks at files, and remembers what it saw.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Files {
+    /// Who this process is. Asked once: the answer never changes.
+    owner: u32,
     texts: BTreeMap<PathBuf, (Stamp, String)>,
     folders: BTreeMap<PathBuf, (Stamp, Listing)>,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self { owner: nix::unistd::Uid::effective().as_raw(), texts: BTreeMap::new(), folders: BTreeMap::new() }
+    }
 }
 
 impl Files {
@@ -165,7 +173,7 @@ impl Files {
             }
             looked => looked.map_err(error("look at", path))?,
         };
-        if !meta.is_file() || meta.uid() != me() {
+        if !meta.is_file() || meta.uid() != self.owner {
             return Ok(None);
         }
         let stamp = Stamp::of(&meta);
@@ -182,12 +190,6 @@ impl Files {
         }
         Ok(Some(text))
     }
-}
-
-/// Who this process is; asked once, because a look asks for every file.
-fn me() -> u32 {
-    static ME: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    *ME.get_or_init(|| nix::unistd::Uid::effective().as_raw())
 }
 
 /// The instance that a unit file belongs to, if it is one of Seed's for an instance.
@@ -277,17 +279,6 @@ pub(super) fn remove_run(layout: &Layout, id: &InstanceId) -> Result<(), HostErr
         }
         _ => Ok(()),
     }
-}
-
-/// Makes a folder root's, and shuts it: what is in it stays as it is. Nothing, if it is not there.
-pub(super) fn take_back(path: &Path) -> Result<(), HostError> {
-    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    let folder = match File::options().read(true).custom_flags(flags).open(path) {
-        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened.map_err(error("open", path))?,
-    };
-    folder.set_permissions(fs::Permissions::from_mode(0o700)).map_err(error("shut", path))?;
-    std::os::unix::fs::fchown(&folder, Some(0), Some(0)).map_err(error("take back", path))
 }
 
 /// Remembers that the vm unit was started since its files were written.

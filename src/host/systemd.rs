@@ -79,6 +79,10 @@ pub struct Systemd {
     changes: watch::Receiver<u64>,
 }
 
+/// Whether a loaded unit is older than its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Outdated(bool);
+
 fn failed(deed: &'static str, unit: &str) -> impl FnOnce(zbus::Error) -> HostError {
     move |source| HostError::Systemd { deed, unit: unit.to_owned(), source }
 }
@@ -138,12 +142,14 @@ impl Systemd {
     /// Queues the start of a unit, and does not wait for it. `patterns` match the unit and all that it pulls in: whatever of that is
     /// loaded from older files is read anew before.
     pub async fn start(&self, name: &str, patterns: &[&str]) -> Result<(), HostError> {
-        if self.forget_failures(patterns).await? {
+        let before = self.forget_failures(patterns).await?;
+        if before == Some(Outdated(true)) {
             tracing::error!(unit = name, "a unit was still loaded when its files were written: systemd reloads, which takes time");
             self.manager.reload().await.map_err(failed("reload", name))?;
         }
         self.manager.start_unit(name, "replace").await.map_err(failed("start", name))?;
-        if self.forget_failures(patterns).await? {
+        // What was not loaded before is read from the files of now. Only a unit that was may have been forgotten too late.
+        if before.is_some() && self.forget_failures(patterns).await? == Some(Outdated(true)) {
             tracing::error!(
                 unit = name,
                 "a unit was started from files that were replaced: restart it to bring the new ones into use"
@@ -153,18 +159,19 @@ impl Systemd {
         Ok(())
     }
 
-    /// Makes systemd forget that units have failed. Says whether one is loaded whose file has changed since.
-    async fn forget_failures(&self, patterns: &[&str]) -> Result<bool, HostError> {
+    /// Makes systemd forget that units have failed. Says whether one is loaded whose file has changed since; `None` if none is loaded.
+    async fn forget_failures(&self, patterns: &[&str]) -> Result<Option<Outdated>, HostError> {
+        let loaded = self.list(patterns).await?;
         let mut outdated = false;
-        for (name, unit) in self.list(patterns).await? {
+        for (name, unit) in &loaded {
             if unit.state() == UnitState::Failed {
-                self.reset_failed(&name).await?;
+                self.reset_failed(name).await?;
             } else {
                 let property = self.property(&unit.path, UNIT, "NeedDaemonReload").await;
-                outdated |= property.map_err(failed("tell about", &name))?.is_some_and(|value| value.try_into() == Ok(true));
+                outdated |= property.map_err(failed("tell about", name))?.is_some_and(|value| value.try_into() == Ok(true));
             }
         }
-        Ok(outdated)
+        Ok((!loaded.is_empty()).then_some(Outdated(outdated)))
     }
 
     async fn reset_failed(&self, name: &str) -> Result<(), HostError> {
