@@ -281,6 +281,17 @@ pub(super) fn remove_run(layout: &Layout, id: &InstanceId) -> Result<(), HostErr
     }
 }
 
+/// Makes a folder root's, and shuts it: what is in it stays as it is. Nothing, if it is not there.
+pub(super) fn take_back(path: &Path) -> Result<(), HostError> {
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let folder = match File::options().read(true).custom_flags(flags).open(path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(error("open", path))?,
+    };
+    folder.set_permissions(fs::Permissions::from_mode(0o700)).map_err(error("shut", path))?;
+    std::os::unix::fs::fchown(&folder, Some(0), Some(0)).map_err(error("take back", path))
+}
+
 /// Remembers that the vm unit was started since its files were written.
 pub(super) fn mark_started(layout: &Layout, id: &InstanceId) -> Result<(), HostError> {
     write(&layout.run_of(id).join(STARTED), "")
