@@ -67,7 +67,8 @@ impl Job {
 
     fn push(&self, mut progress: Progress) {
         if progress.text.len() > MAX_TEXT {
-            progress.text.truncate(progress.text.floor_char_boundary(MAX_TEXT));
+            let end = (0..=MAX_TEXT).rev().find(|at| progress.text.is_char_boundary(*at)).unwrap_or(0);
+            progress.text.truncate(end);
             progress.text.push('…');
         }
         let mut lines = self.lines.lock().expect("no panic while held");

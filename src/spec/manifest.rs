@@ -42,7 +42,8 @@ impl Problem {
         // What is quoted in it may be as long as its writer likes.
         let cut = |mut text: String| {
             if text.len() > MAX_TEXT {
-                text.truncate(text.floor_char_boundary(MAX_TEXT));
+                let end = (0..=MAX_TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+                text.truncate(end);
                 text.push('…');
             }
             text
