@@ -78,6 +78,11 @@ impl Lanes {
         entry.0
     }
 
+    /// Says that `id` is being worked on, until [`Event::Lane`] says that it has ended.
+    pub fn occupy(&mut self, id: &InstanceId) {
+        self.busy.insert(id.clone());
+    }
+
     /// Whether `id` is being worked on.
     pub fn is_busy(&self, id: &InstanceId) -> bool {
         self.busy.contains(id)

@@ -392,6 +392,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let job = self.jobs.create(id.namespace.clone());
         tracing::info!(instance = %id, "restart asked for");
         self.lanes.forgive(&id);
+        // A restart is the lane's work: no pass and no second restart comes between.
+        self.lanes.occupy(&id);
         tokio::spawn(restart(self.shared.clone(), id, job.clone()));
         Ok(Reply::Text(job.name))
     }
@@ -415,9 +417,12 @@ fn new_keys(repository: &Repository, text: Option<&str>) -> (Vec<KeyId>, Vec<Str
 
 async fn restart<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>>, id: InstanceId, job: Job) {
     job.say(Stage::Boot, Level::Info, format!("{}: powering off, then starting again", id.name));
-    if let Err(error) = shared.host.restart(&id).await {
-        job.end(Stage::Boot, Outcome::Failed, format!("{}: {}", id.name, chain(&error)));
-        return;
+    let result = shared.host.restart(&id).await;
+    let failure = result.as_ref().err().map(|error| chain(error));
+    // The loop being gone means that the agent stops.
+    drop(shared.events.send(Event::Lane(id.clone(), result)).await);
+    if let Some(text) = failure {
+        return job.end(Stage::Boot, Outcome::Failed, format!("{}: {text}", id.name));
     }
     let ready = wait_for_guest(&shared, &id, |text| job.say(Stage::Boot, Level::Info, format!("{}: {text}", id.name))).await;
     match ready {

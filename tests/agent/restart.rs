@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seed::bus::Outcome;
+use seed::{agent::request::Request, bus::Outcome};
 use serde_json::json;
 
 use crate::world::{World, ann, id};
@@ -94,6 +94,22 @@ async fn what_a_person_stopped_stays_stopped_and_what_lost_a_helper_comes_back()
     let boots = world.sim.boots(&web);
     world.sim.kill_helper(&web);
     world.until("it was started again", |world| world.sim.boots(&web) > boots && world.sim.running(&web).is_some()).await;
+}
+
+#[tokio::test]
+async fn of_many_restarts_at_once_one_is_made() {
+    let world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    world.planted("app").await;
+    let boots = world.sim.boots(&id("app", "web"));
+    let restart = || world.text(Request::Restart { who: ann().to_string(), instance: "web".into() });
+    let asked = futures_util::future::join_all((0..20).map(|_| restart())).await;
+    let jobs: Vec<&String> = asked.iter().flatten().collect();
+    assert!(asked.iter().any(Result::is_err) && !jobs.is_empty(), "{asked:?}");
+    for job in &jobs {
+        assert_eq!(world.follow(job).await.0, Outcome::Done);
+    }
+    assert_eq!(world.sim.boots(&id("app", "web")) - boots, jobs.len() as u32);
 }
 
 #[tokio::test]
