@@ -174,6 +174,11 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     build::nix::say_version(&found.nix).await;
 
     let work = config.paths.run.join("work");
+    // Archives of an earlier life: their deploys begin anew.
+    match std::fs::remove_dir_all(&work) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => tracing::warn!(%error, "old archives are kept"),
+        _ => {}
+    }
     std::fs::create_dir_all(&work).with_context(|| format!("could not make {}", work.display()))?;
     let builder = NixBuilder::new(NixSettings {
         nix: found.nix,

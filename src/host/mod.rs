@@ -135,6 +135,9 @@ impl Machine {
             files::folder(path)?;
         }
         volume::file::prepare(&self.volumes())?;
+        // Builds that outlived an agent which was killed: their deploys begin anew.
+        let builds: Vec<String> = self.systemd.list(&["seed-build@*.service"]).await?.into_keys().collect();
+        self.systemd.stop(&builds, Duration::from_secs(10)).await?;
         network::prepare(&self.layout.addressing).await
     }
 
