@@ -48,8 +48,7 @@ fn program() -> Option<String> {
     } else {
         return found.map(|path| path.to_str().unwrap().to_owned());
     };
-    // Not with a macro: what those say of a test that passes is kept from being seen.
-    #[allow(clippy::explicit_write, reason = "eprintln! is kept from whoever runs tests that pass")]
+    #[allow(clippy::explicit_write, reason = "what eprintln! says in a test that passes is kept from being seen")]
     writeln!(io::stderr(), "SKIPPED: nothing of Cloud Hypervisor was tested: {missing}").unwrap();
     None
 }

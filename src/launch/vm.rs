@@ -152,8 +152,9 @@ fn wait_for(path: &Path) -> Result<(), VmError> {
     Ok(())
 }
 
-/// Sockets and pipes that an earlier run may have left and that the VMM or this process binds. Cloud Hypervisor refuses a path that is taken;
-/// its hybrid vsock socket is the notification socket's path without the port.
+/// Sockets and pipes that an earlier run may have left and that the VMM or this process binds. Cloud Hypervisor refuses a path that
+/// is taken, though a new one clears its API's socket by itself; its hybrid vsock socket is the notification socket's path without
+/// the port.
 fn stale_sockets(args: &Args) -> Vec<PathBuf> {
     let mut stale = vec![args.notify.clone()];
     match &args.control {

@@ -20,6 +20,7 @@ pub fn invocation(machine: &Machine, program: &str) -> Invocation {
     option("kernel", machine.kernel.clone());
     option("initramfs", machine.initrd.clone());
     option("cmdline", machine.cmdline.clone());
+    // The elements of a list keep their quotes, so a string that needs some would arrive with them. Credentials need none.
     let strings: Vec<String> = machine.oem_strings.iter().map(|string| quote(string)).collect();
     option("platform", format!("oem_strings=[{}]", strings.join(",")));
     option("serial", "tty".into());
