@@ -28,7 +28,7 @@ test: tools ## Format, lints, and every test, the stories on a real systemd incl
 	@$(MAKE) --no-print-directory lint
 	@echo "==> the machines of the stories (kept in a cache; the first time takes a minute or two)"
 	tests/host/roots
-	$(CARGO) test --locked $(ARGS)
+	$(CARGO) test --locked --no-fail-fast $(ARGS)
 
 .PHONY: lint
 lint: tools ## clippy, warnings are errors

@@ -277,9 +277,14 @@ impl World {
         let bus = connect(&self.address).await;
         let ssh = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.port = ssh.local_addr().unwrap().port();
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        self.dns = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(self.dns).await.unwrap();
+        // One number for both: another's connection may hold the first that is free for one of them.
+        let (udp, tcp) = loop {
+            let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            self.dns = udp.local_addr().unwrap();
+            if let Ok(tcp) = TcpListener::bind(self.dns).await {
+                break (udp, tcp);
+            }
+        };
         let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp] };
         let proxy = SeedProxy::new(&bus).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -289,6 +294,7 @@ impl World {
         })));
         self.stop = Some(stop);
     }
+
     /// Closes the doors.
     pub async fn close_doors(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();
