@@ -117,6 +117,8 @@ pub struct Agent<H, S, B> {
     shared: Arc<Shared<H, B>>,
     state: S,
     memory: Memory,
+    /// What `memory` makes of the machine, until `memory` changes: most passes find nothing new to render.
+    target: Option<Arc<render::Target>>,
     inbox: mpsc::Receiver<Event>,
     jobs: Jobs,
     queued: BTreeMap<Namespace, Queued>,
@@ -160,6 +162,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             shared,
             state,
             memory,
+            target: None,
             inbox,
             jobs: Jobs::new(now()),
             queued: BTreeMap::new(),
@@ -215,6 +218,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             tracing::error!(error = %chain(&error), "could not remember a change");
             Refusal::Failed(format!("this host could not write its state ({error}); nothing was changed"))
         })?;
+        self.target = None;
         for change in batch {
             self.memory.apply(change);
         }
@@ -233,6 +237,16 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             }
         }
         desired
+    }
+
+    /// The same, rendered.
+    fn target(&mut self) -> Arc<render::Target> {
+        if let Some(target) = &self.target {
+            return target.clone();
+        }
+        let target = Arc::new(render::target(&self.desired(), &self.shared.settings.layout));
+        self.target = Some(target.clone());
+        target
     }
 
     /// Tells the DNS door what there is now.

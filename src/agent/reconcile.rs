@@ -13,7 +13,6 @@ use crate::{
     build::Builder,
     host::{Host, HostError},
     plan::{self, Observed, Step},
-    render,
     spec::name::InstanceId,
     state::{Change, State},
 };
@@ -160,10 +159,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 
     /// The steps that a pass would make, given what was seen.
-    pub(super) fn steps(&self, observed: &Observed) -> Vec<Step> {
-        let layout = &self.shared.settings.layout;
-        let target = render::target(&self.desired(), layout);
-        plan::plan(&target, observed)
+    fn steps(&mut self, observed: &Observed) -> Vec<Step> {
+        plan::plan(&self.target(), observed)
     }
 
     pub(super) fn host_steps_done(&mut self, result: Result<(), HostError>) {

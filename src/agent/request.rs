@@ -121,13 +121,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         self.queued.keys().cloned().collect()
     }
 
-    fn plan(&self, answer: Answer) {
-        let (shared, desired) = (self.shared.clone(), self.desired());
+    fn plan(&mut self, answer: Answer) {
+        let (shared, target) = (self.shared.clone(), self.target());
         tokio::spawn(async move {
-            let layout = &shared.settings.layout;
             let reply = match shared.host.observe().await {
                 Ok(observed) => {
-                    let steps = crate::plan::plan(&crate::render::target(&desired, layout), &observed);
+                    let steps = crate::plan::plan(&target, &observed);
                     let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
                     Ok(json(&serde_json::json!({ "version": 1, "steps": steps })))
                 }

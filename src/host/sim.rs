@@ -35,6 +35,8 @@ pub enum Boot {
     Hangs,
     /// Its unit fails, with this result of systemd's: `exit-code`, `timeout`, …
     Fails(String),
+    /// The same, the first time; from then on it starts as others do.
+    FailsOnce(String),
 }
 
 /// A volume. Its bytes are told apart from all others by a number.
@@ -121,7 +123,7 @@ impl Sim {
             match boots.get(id).unwrap_or(&default) {
                 Boot::AtOnce | Boot::AtTick => instance.enter(UnitState::Active, "success", clock),
                 Boot::Hangs => {}
-                Boot::Fails(result) => instance.enter(UnitState::Failed, result, clock),
+                Boot::Fails(result) | Boot::FailsOnce(result) => instance.enter(UnitState::Failed, result, clock),
             }
         }
         drop(machine);
@@ -282,8 +284,12 @@ impl Machine {
         Observed { instances: instances.collect(), firewall: self.firewall.clone() }
     }
 
-    fn boot_of(&self, id: &InstanceId) -> Boot {
-        self.boots.get(id).unwrap_or(&self.boot).clone()
+    fn boot_of(&mut self, id: &InstanceId) -> Boot {
+        let boot = self.boots.get(id).unwrap_or(&self.boot).clone();
+        if matches!(boot, Boot::FailsOnce(_)) {
+            self.boots.remove(id);
+        }
+        boot
     }
 
     fn apply(&mut self, step: &Step) -> Result<(), HostError> {
@@ -308,7 +314,7 @@ impl Machine {
                 return Err("another instance has this tap");
             }
         }
-        let boot = self.boot_of(id);
+        let boot = if matches!(step, Step::Start { .. }) { self.boot_of(id) } else { Boot::default() };
         self.clock += 1;
         let fresh = self.clock;
         let firewall = self.firewall.is_some();
@@ -397,7 +403,7 @@ impl SimInstance {
         match boot {
             Boot::AtOnce => self.enter(UnitState::Active, "success", clock),
             Boot::AtTick | Boot::Hangs => self.enter(UnitState::Activating, "success", clock),
-            Boot::Fails(result) => self.enter(UnitState::Failed, result, clock),
+            Boot::Fails(result) | Boot::FailsOnce(result) => self.enter(UnitState::Failed, result, clock),
         }
     }
 
