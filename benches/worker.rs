@@ -271,7 +271,7 @@ fn notify(path: &Path) {
                 let count = stream.read(&mut buffer).unwrap_or(0);
                 if buffer[..count].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
                     // Nobody waits any more for what is said twice.
-                    drop(ready.send(()));
+                    let _unheard = ready.send(());
                 }
             });
         }
