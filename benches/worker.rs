@@ -261,13 +261,22 @@ fn notify(path: &Path) {
     drop(fs::remove_file(path));
     let listener = UnixListener::bind(path).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
-    for stream in listener.incoming() {
-        let mut buffer = [0; 4096];
-        let count = stream.unwrap().read(&mut buffer).unwrap_or(0);
-        if buffer[..count].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
-            return;
+    let (ready, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let ready = ready.clone();
+            // A connection that says nothing must not keep the next one waiting.
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                let count = stream.read(&mut buffer).unwrap_or(0);
+                if buffer[..count].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+                    // Nobody waits any more for what is said twice.
+                    let _unheard = ready.send(());
+                }
+            });
         }
-    }
+    });
+    wait.recv().expect("the listener lives");
 }
 
 // --- russh with nothing behind it -----------------------------------------------------------------------------------------------
