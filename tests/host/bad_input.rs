@@ -17,6 +17,8 @@ fn refused(ann: &Tenant, from: &str, to: &str, parts: &[&str]) {
 #[test]
 fn a_broken_flake_fails_at_its_stage_and_the_page_stays() {
     let machine = Machine::new("broken", &["eval_memory = \"1Gi\""]);
+    machine.run(&["sed", "-i", "s/eval_timeout_secs = 60/eval_timeout_secs = 15/", "/etc/seed/seed.toml"]).ok();
+    machine.run(&["systemctl", "restart", "seed-agent.service"]).ok();
     let ann = machine.tenant("ann", "my-app");
     let (_, namespace) = ann.plant();
     let unit = format!("seed-vm@{namespace}-web.service");
@@ -38,6 +40,10 @@ fn a_broken_flake_fails_at_its_stage_and_the_page_stays() {
         &["port 80 is exposed as http already"],
     );
     refused(&ann, "version = 1;", "version = (let f = x: f (x + 1); in f 1);", &["eval"]);
+    // Ten thousand million additions: no recursion, little memory, no end in sight.
+    let endless =
+        "version = (let l = builtins.genList (x: x) 100000; in builtins.foldl' (a: _: builtins.foldl' (b: _: b + 1) a l) 0 l);";
+    refused(&ann, "version = 1;", endless, &["did not end in 15 s", "recursion"]);
     refused(&ann, "version = 1;", "version = builtins.length (builtins.genList (x: x) 2000000000);", &["eval"]);
     refused(&ann, "$b mkdir -p $out/layer", "echo the last words; exit 3; $b mkdir -p $out/layer", &["build", "the last words"]);
 
