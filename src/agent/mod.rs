@@ -11,8 +11,10 @@ mod guest;
 mod invite;
 pub mod job;
 pub mod logs;
+mod power;
 mod queue;
 pub mod reconcile;
+mod repository;
 pub mod request;
 pub mod resolve;
 #[cfg(test)]
@@ -73,7 +75,7 @@ pub enum Event {
     /// Somebody asks something.
     Request(Request, oneshot::Sender<Result<Reply, Refusal>>),
     /// What a question needs to know of a repository was read.
-    Read(Request, request::Read, request::Answer),
+    Read(Request, repository::Read, request::Answer),
     /// A look at the machine has ended.
     Observed(Result<Observed, HostError>),
     /// Steps that belong to no instance were carried out.

@@ -9,18 +9,18 @@ use crate::{
     state::{Memory, Plant},
 };
 
-/// Whether `who` may operate what was planted as `plant`.
-pub fn may_operate(memory: &Memory, who: &Principal, plant: &Plant) -> bool {
+/// Whether `who` may do `verb` to what was planted as `plant`.
+pub fn may(memory: &Memory, who: &Principal, verb: Verb, plant: &Plant) -> bool {
     let FlakeUri::Silo(name) = &plant.uri;
     match memory.repos.get(name) {
-        Some(repository) => access::may(who, Verb::Operate, repository),
+        Some(repository) => access::may(who, verb, repository),
         None => *who == Principal::Operator,
     }
 }
 
 /// The plants that `who` may see, those that match `filter` (a repository or a namespace) or all if it is empty.
 pub fn plants<'a>(memory: &'a Memory, who: &Principal, filter: &str) -> Result<Vec<&'a Plant>, Refusal> {
-    let visible: Vec<&Plant> = memory.plants.values().filter(|plant| may_operate(memory, who, plant)).collect();
+    let visible: Vec<&Plant> = memory.plants.values().filter(|plant| may(memory, who, Verb::See, plant)).collect();
     if filter.is_empty() {
         return Ok(visible);
     }
@@ -32,12 +32,12 @@ pub fn plants<'a>(memory: &'a Memory, who: &Principal, filter: &str) -> Result<V
     Ok(found)
 }
 
-/// The one instance that `who` calls `name`.
-pub fn instance(memory: &Memory, who: &Principal, name: &str) -> Result<InstanceId, Refusal> {
+/// The one instance that `who` calls `name` and may do `verb` to.
+pub fn instance(memory: &Memory, who: &Principal, verb: Verb, name: &str) -> Result<InstanceId, Refusal> {
     let (place, wanted) = name.split_once('/').map_or((None, name), |(place, wanted)| (Some(place), wanted));
     let mut found = Vec::new();
     let mut all = Vec::new();
-    for plant in memory.plants.values().filter(|plant| may_operate(memory, who, plant)) {
+    for plant in memory.plants.values().filter(|plant| may(memory, who, Verb::See, plant)) {
         let Some(deployment) = memory.wants.get(&plant.namespace) else { continue };
         for instance in deployment.instances.keys() {
             let full = format!("{}/{instance}", repository(plant));
@@ -48,7 +48,14 @@ pub fn instance(memory: &Memory, who: &Principal, name: &str) -> Result<Instance
         }
     }
     match found.len() {
-        1 => Ok(found.remove(0).1),
+        1 => {
+            let (full, id) = found.remove(0);
+            let plant = memory.plants.get(&id.namespace);
+            match plant.is_some_and(|plant| may(memory, who, verb, plant)) {
+                true => Ok(id),
+                false => Err(Refusal::Denied(format!("your key may look at {full}, but not do this"))),
+            }
+        }
         0 => Err(Refusal::NotFound(format!("you have no instance {name:?}{}", candidates(all.into_iter())))),
         _ => {
             let names = found.into_iter().map(|(full, _)| full);
@@ -63,9 +70,9 @@ pub fn repository(plant: &Plant) -> String {
     name.to_string()
 }
 
-/// The plant of a namespace that `who` may operate.
-pub fn operated<'a>(memory: &'a Memory, who: &Principal, namespace: &Namespace) -> Option<&'a Plant> {
-    memory.plants.get(namespace).filter(|plant| may_operate(memory, who, plant))
+/// The plant of a namespace that `who` may see.
+pub fn seen<'a>(memory: &'a Memory, who: &Principal, namespace: &Namespace) -> Option<&'a Plant> {
+    memory.plants.get(namespace).filter(|plant| may(memory, who, Verb::See, plant))
 }
 
 fn is_called(plant: &Plant, name: &str) -> bool {
@@ -112,18 +119,21 @@ mod tests {
     #[test]
     fn an_instance_is_found_by_its_name_or_the_candidates_are_listed() {
         let (memory, ann) = memory();
-        assert_eq!(instance(&memory, &ann, "api").unwrap().name.as_str(), "api");
-        assert_eq!(instance(&memory, &ann, "two/web").unwrap().namespace, "silo:two".parse::<FlakeUri>().unwrap().namespace());
-        let said = |name: &str| instance(&memory, &ann, name).unwrap_err().to_string();
+        assert_eq!(instance(&memory, &ann, Verb::See, "api").unwrap().name.as_str(), "api");
+        assert_eq!(
+            instance(&memory, &ann, Verb::See, "two/web").unwrap().namespace,
+            "silo:two".parse::<FlakeUri>().unwrap().namespace()
+        );
+        let said = |name: &str| instance(&memory, &ann, Verb::See, name).unwrap_err().to_string();
         assert!(said("web").contains("ambiguous; there is one/web, two/web"), "{}", said("web"));
         assert!(said("nope").contains("there is one/api, one/web, two/web"), "{}", said("nope"));
-        assert!(instance(&memory, &Principal::Operator, "db").is_ok());
+        assert!(instance(&memory, &Principal::Operator, Verb::See, "db").is_ok());
     }
 
     #[test]
     fn what_belongs_to_another_is_not_even_named() {
         let (memory, ann) = memory();
-        let said = instance(&memory, &ann, "db").unwrap_err().to_string();
+        let said = instance(&memory, &ann, Verb::See, "db").unwrap_err().to_string();
         assert!(!said.contains("secret"), "{said}");
         assert_eq!(plants(&memory, &ann, "").unwrap().len(), 2);
         assert!(plants(&memory, &ann, "secret").is_err());

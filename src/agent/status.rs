@@ -47,7 +47,7 @@ impl Picture {
         let mut unplanted: Vec<String> = memory
             .repos
             .values()
-            .filter(|repository| filter.is_empty() && access::may(who, Verb::Operate, repository))
+            .filter(|repository| filter.is_empty() && access::may(who, Verb::See, repository))
             .filter(|repository| !memory.plants.contains_key(&FlakeUri::Silo(repository.name.clone()).namespace()))
             .map(|repository| repository.name.to_string())
             .collect();

@@ -22,8 +22,14 @@ pub enum Verb {
     Read,
     /// Push.
     Write,
-    /// status, logs, restart: everything about its instances.
-    Operate,
+    /// Look at its instances: status, logs.
+    See,
+    /// Change how they run: restart, deploy.
+    Act,
+    /// Get inside of them.
+    Enter,
+    /// Decide about the repository itself.
+    Administer,
 }
 
 /// A repository in silo and who has a say in it.
@@ -43,7 +49,9 @@ pub struct Repository {
 pub fn may(who: &Principal, verb: Verb, repository: &Repository) -> bool {
     match (who, verb) {
         (Principal::Operator, _) | (_, Verb::Read) => true,
-        (Principal::Key(key), Verb::Write | Verb::Operate) => *key == repository.owner || repository.keys.contains(key),
+        (Principal::Key(key), Verb::Write | Verb::See | Verb::Act | Verb::Enter | Verb::Administer) => {
+            *key == repository.owner || repository.keys.contains(key)
+        }
     }
 }
 
@@ -133,7 +141,7 @@ mod tests {
         ];
         for (who, allowed) in table {
             assert_eq!(may(&who, Verb::Write, &repository), allowed, "{who:?}");
-            assert_eq!(may(&who, Verb::Operate, &repository), allowed, "{who:?}");
+            assert_eq!(may(&who, Verb::Act, &repository), allowed, "{who:?}");
             assert!(may(&who, Verb::Read, &repository));
         }
     }
