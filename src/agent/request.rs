@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, chain, logs, resolve, status};
+use super::{Agent, chain, logs, now, resolve, status};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -140,7 +140,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Whether a repository that `who` may write to has this namespace, planted or not: a plan may be followed before it is planted.
     fn owns_namespace(&self, who: &Principal, namespace: &crate::spec::name::Namespace) -> bool {
         let mut repositories = self.memory.repos.values();
-        repositories.any(|repo| FlakeUri::Silo(repo.name.clone()).namespace() == *namespace && access::may(who, Verb::See, repo))
+        repositories
+            .any(|repo| FlakeUri::Silo(repo.name.clone()).namespace() == *namespace && access::may(who, Verb::See, repo, now()))
     }
 
     fn logs(&self, who: &str, instance: &str, lines: u32, follow: bool) -> Result<Reply, Refusal> {
