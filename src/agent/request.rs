@@ -11,7 +11,8 @@ use crate::{
     host::Host,
     spec::{
         access::{self, Principal, Verb},
-        name::{FlakeUri, KeyId, NameError},
+        caller::Caller,
+        name::{FlakeUri, NameError},
     },
     state::State,
 };
@@ -59,7 +60,10 @@ pub(super) fn invalid(error: NameError) -> Refusal {
 }
 
 pub(super) fn principal(who: &str) -> Result<Principal, Refusal> {
-    if who.is_empty() { Ok(Principal::Operator) } else { who.parse::<KeyId>().map(Principal::Key).map_err(invalid) }
+    if who.is_empty() {
+        return Ok(Principal::Operator);
+    }
+    who.parse::<Caller>().map(|caller| Principal::Key(caller.key().clone())).map_err(invalid)
 }
 
 pub(super) fn json(document: &impl serde::Serialize) -> Reply {

@@ -11,6 +11,7 @@
 
 pub mod access;
 pub mod address;
+pub mod caller;
 pub mod desired;
 pub mod instance;
 pub mod manifest;
