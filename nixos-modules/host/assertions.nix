@@ -45,10 +45,11 @@ in
         services.seed.acme: certificates are not built yet. Remove services.seed.acme.email and services.seed.acme.directory; instances
         can serve plain HTTP, or get certificates by themselves.'')
       (demand (lib.hasPrefix "/var/lib/" cfg.settings.storage.directory) ''
-        services.seed.storage.directory = "${cfg.settings.storage.directory}": it must lie below /var/lib, because systemd makes the folders of
-        each instance there. Write "/var/lib/seed", and mount the disk that you mean at it.'')
+        services.seed.storage.directory = "${cfg.settings.storage.directory}": it must lie below /var/lib, because systemd makes
+        the folders of each instance there. Write "/var/lib/seed", and mount the disk that you mean at it.'')
       (demand (lib.hasPrefix "/run/" cfg.settings.paths.run) ''
-        services.seed.settings.paths.run = "${cfg.settings.paths.run}": it must lie below /run, where systemd makes it. Write "/run/seed".'')
+        services.seed.settings.paths.run = "${cfg.settings.paths.run}": it must lie below /run, where systemd makes it. Write
+        "/run/seed".'')
       (demand (!(sshd.enable && lib.elem cfg.settings.ssh.port sshd.ports)) ''
         services.seed.ssh.port = ${toString cfg.settings.ssh.port}: services.openssh listens there, too. Move the host's own
         (services.openssh.ports = [ 2200 ], and log in with `ssh -p 2200` from then on), or Seed's (services.seed.ssh.port = 2222).'')
@@ -62,13 +63,13 @@ in
           )
         } ], and keep the other server from these.'')
       (demand (!(config.networking.nftables.enable && config.networking.nftables.flushRuleset)) ''
-        networking.nftables.flushRuleset = true: it would throw away Seed's table, which keeps tenants apart, whenever the firewall is loaded
-        anew. Write networking.nftables.flushRuleset = false, and name tables in networking.nftables.tables.'')
+        networking.nftables.flushRuleset = true: it would throw away Seed's table, which keeps tenants apart, whenever the
+        firewall is loaded anew. Write networking.nftables.flushRuleset = false, and name tables in networking.nftables.tables.'')
       (demand nix.enable ''
         nix.enable = false: Seed builds what is pushed with Nix, by its daemon. Write nix.enable = true.'')
       (demand (!nixIsKnown || nixVersion.isSafe (lib.getVersion nix.package)) ''
-        nix.package is Nix ${lib.getVersion nix.package}, which is known to give builders root (CVE-2026-39860), and on a Seed host strangers
-        build. Take ${lib.concatStringsSep ", " (lib.attrValues nixVersion.fixed)} or newer in its series, as in
+        nix.package is Nix ${lib.getVersion nix.package}, which is known to give builders root (CVE-2026-39860), and on a Seed
+        host strangers build. Take ${lib.concatStringsSep ", " (lib.attrValues nixVersion.fixed)} or newer in its series, as in
         nix.package = pkgs.nixVersions.latest, or update nixpkgs.'')
       (demand (nix.settings.sandbox or true == true) ''
         nix.settings.sandbox = ${builtins.toJSON (nix.settings.sandbox or true)}: without the sandbox a tenant's build reads and writes what
@@ -90,8 +91,8 @@ in
 
     warnings =
       lib.optional (cfg.settings.network.public_addresses == [ ]) ''
-        services.seed.publicAddresses is empty: ${cfg.settings.domain}, and ns1 and silo below it, will resolve to nothing. Write the addresses
-        under which the world reaches this host, as in services.seed.publicAddresses = [ "192.0.2.7" ].''
+        services.seed.publicAddresses is empty: ${cfg.settings.domain}, and ns1 and silo below it, will resolve to nothing.
+        Write the addresses under which the world reaches this host, as in services.seed.publicAddresses = [ "192.0.2.7" ].''
       ++ lib.optional (config.virtualisation.docker.enable or false) ''
         virtualisation.docker.enable: Docker drops what is forwarded by default, that of Seed's instances too. Add the setting
         "ip-forward-no-drop": true (virtualisation.docker.daemon.settings.ip-forward-no-drop = true), or use Podman.'';

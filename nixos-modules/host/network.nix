@@ -19,7 +19,8 @@ in
       "net.ipv4.ip_forward" = lib.mkOverride 90 true;
       "net.ipv4.conf.all.forwarding" = lib.mkOverride 90 true;
       "net.ipv6.conf.all.forwarding" = lib.mkOverride 90 true;
-      # A kernel that forwards ignores router advertisements, unless it is told (2) to go on taking them. Taps take none: the agent sees to it.
+      # A kernel that forwards ignores router advertisements, unless it is told (2) to go on taking them. Taps take none: the agent sees
+      # to it.
       "net.ipv6.conf.default.accept_ra" = lib.mkDefault 2;
     };
 
