@@ -23,15 +23,17 @@ let
     in
     lib.filter (option: option.visible && !option.internal) listed;
 
-  # Values come as Nix code (`_type = "literalExpression"`), and defaults that are empty sets of a submodule say nothing.
-  code = value: if value ? text then lib.removeSuffix "\n" value.text else throw "no text of a value";
+  # A value is Nix code, or a text that says what it is.
   block =
     name: value:
     let
-      text = code value;
+      text = lib.removeSuffix "\n" value.text;
+      indented = lib.concatMapStringsSep "\n" (line: "  ${line}") (lib.splitString "\n" text);
     in
-    if lib.hasInfix "\n" text then
-      "- ${name}:\n\n  ```nix\n${lib.concatMapStringsSep "\n" (line: "  ${line}") (lib.splitString "\n" text)}\n  ```"
+    if value._type == "literalMD" then
+      "- ${name}: ${lib.removePrefix "  " indented}"
+    else if lib.hasInfix "\n" text then
+      "- ${name}:\n\n  ```nix\n${indented}\n  ```"
     else
       "- ${name}: `${text}`";
 
@@ -41,7 +43,8 @@ let
       [
         "### `${option.name}`"
         ""
-        (lib.removeSuffix "\n" (option.description.text or (toString option.description)))
+        # The manual's markup for a name of an option is another than Markdown's.
+        (lib.replaceStrings [ "{option}`" ] [ "`" ] (lib.removeSuffix "\n" option.description))
         ""
         "- Type: ${option.type}"
       ]

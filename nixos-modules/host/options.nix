@@ -84,7 +84,7 @@ in
     package = mkOption {
       type = types.package;
       default = pkgs.callPackage ../../package.nix { };
-      defaultText = literalExpression "pkgs.callPackage ./package.nix { }, of the Seed that this module is from";
+      defaultText = lib.literalMD "`pkgs.callPackage ./package.nix { }` of the Seed that this module is from";
       example = literalExpression "inputs.seed.packages.\${pkgs.system}.seed";
       description = ''
         Seed itself. Upgrading it restarts the agent and the doors, and no connection is refused meanwhile. Instances go on running,
@@ -241,7 +241,7 @@ in
 
     ssh = {
       port = mkOption {
-        type = types.port;
+        type = types.ints.between 1 65535;
         default = 22;
         example = 2222;
         description = ''
@@ -271,9 +271,9 @@ in
         "fd5e:ed00::1"
         "192.0.2.7"
       ];
-      defaultText = literalExpression ''
-        [ ], which is every address; with services.resolved.enable: the gateway of network.pool4 and of network.pool6, and publicAddresses
-      '';
+      defaultText = lib.literalMD ''
+        `[ ]`, which is every address; with `services.resolved.enable` the first address of `network.pool4` and of `network.pool6`, and
+        `publicAddresses`'';
       description = ''
         Where the DNS door listens, at port 53. Needed beside another DNS server on this host: name the gateway's addresses (the first of
         `network.pool4` and of `network.pool6`), which instances ask, and the public ones. After a change run

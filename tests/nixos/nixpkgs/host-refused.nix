@@ -100,7 +100,10 @@ in
   ];
   "a port that is none" = noType { ssh.port = 70000; } [ "ssh" "port" ] [
     "70000"
-    "16 bit unsigned integer"
+    "between 1 and 65535"
+  ];
+  "the port 0" = noType { ssh.port = 0; } [ "ssh" "port" ] [
+    "between 1 and 65535"
   ];
   "a hypervisor that is none" = noType { hypervisor = "xen"; } [ "hypervisor" "kind" ] [
     ''one of "auto", "cloud-hypervisor", "qemu"''
