@@ -1,4 +1,4 @@
-# What `manifest.nix` makes of some settings: each becomes tests/fixtures/manifest/<name>.json, which the host's reader must accept.
+# Manifests as Nix writes them: each becomes tests/fixtures/manifest/<name>.json, which the host's reader must accept.
 let
   manifest =
     name: settings:
@@ -8,7 +8,16 @@ let
     assert made.problems == [ ];
     made.meta;
 in
-builtins.mapAttrs manifest {
+{
+  # Written by hand, in templates/minimal.
+  web =
+    ((import ../../templates/minimal/flake.nix).outputs {
+      tools = "/tools";
+      boot = "/boot";
+      root = "/root";
+    }).seeds.web.meta;
+}
+// builtins.mapAttrs manifest {
   smallest = { };
 
   everything = {
