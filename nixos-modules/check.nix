@@ -89,7 +89,7 @@ let
   inherit (instance) config options;
   failed = map (one: one.message) (filter (one: !one.assertion) config.assertions);
 
-  arguments = config._module.args // {
+  arguments = instance._module.args // {
     inherit
       config
       options

@@ -1,4 +1,4 @@
-# What must hold of an instance. The rules are `manifest.nix`; here each problem becomes an assertion, so that `meta` and `toplevel` fail alike.
+# What must hold of an instance. The rules stand in `manifest.nix`; here each problem becomes an assertion, which `toplevel` needs too.
 { config, lib, ... }:
 {
   assertions =

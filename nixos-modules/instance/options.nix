@@ -186,8 +186,9 @@ in
         }
       '';
       description = ''
-        Volumes. They outlive restarts and new versions; everything else that an instance writes is gone when it stops. One that is no longer
-        declared is kept by the host, and comes back when it is declared again under its name. No service starts before all are mounted.
+        Volumes. They outlive restarts and new versions; everything else that an instance writes is gone when it stops. One that is no
+        longer declared is kept by the host, and comes back when it is declared again under its name. No service starts before all are
+        mounted.
       '';
     };
 

@@ -1,4 +1,4 @@
-# `seed-shoot [--timeout MILLISECONDS] COMMAND…`: runs a command in a short-lived virtual machine beside this one, with its store and volumes.
+# `seed-shoot [--timeout MILLISECONDS] COMMAND…`: runs a command in a short-lived virtual machine with the store and volumes of this one.
 {
   config,
   lib,

@@ -7,7 +7,7 @@
 # | switch-to-configuration, installer tools | likewise |
 # | sudo | only services run in there, and who comes in over vsock is root |
 # | logins on consoles and terminals | nobody sits there |
-# | perl, strace, rsync of `environment.defaultPackages`; nano, less's preprocessor, command-not-found | tools for people who are not there |
+# | `environment.defaultPackages` (perl, strace, rsync), nano, less's preprocessor, command-not-found | tools for people who are not there |
 # | LVM, udisks, thermal and power management, firmware, containers | hardware and disks are the host's |
 # | logrotate | logs go to the journal, which has limits |
 # | icons, MIME types, sounds, fonts | no screen |

@@ -28,6 +28,7 @@ let
       { inherit (case) expected; } // (if tried.success then { got = tried.value; } else { });
 in
 {
+  names = builtins.attrNames cases;
   results = builtins.mapAttrs (_: run) cases;
   # One by one, to hear what a failure says.
   exprs = builtins.mapAttrs (_: case: builtins.deepSeq case.expr true) cases;

@@ -1,0 +1,473 @@
+# What a module with `seed.*` options becomes: a machine with its firewall, units and files; or an error that says what to write.
+{
+  lib,
+  nixpkgs,
+  project,
+  sopsNix,
+  ...
+}:
+let
+  seed = import (project + "/nixos-modules/lib.nix") { inherit nixpkgs sopsNix; };
+  made =
+    module:
+    seed.mkSeed {
+      name = "web";
+      inherit module;
+    };
+  config = module: (made module).config;
+  smallest = config { };
+
+  # The message of a mistake, which names the instance, the option, what was given and what to write.
+  refused = module: throws: {
+    expr = (made module).meta;
+    inherit throws;
+  };
+in
+{
+  "an instance of nothing" = {
+    expr = (made { }).meta;
+    expected = {
+      version = 1;
+      name = "web";
+      system = "x86_64-linux";
+      size = "xs";
+      expose = { };
+      storage = { };
+      rollout = "recreate";
+      acme = false;
+      shoot = false;
+      tpm = true;
+    };
+  };
+
+  "what mkSeed gives" = {
+    expr = {
+      attributes = lib.attrNames (made { });
+      # The same as a module, as a NixOS test takes it.
+      again =
+        (import (nixpkgs + "/nixos/lib/eval-config.nix") {
+          system = "x86_64-linux";
+          modules = [ (made { seed.size = "m"; }).module ];
+        }).config.seed.manifest.meta.size;
+      extra =
+        (seed.mkSeed {
+          name = "web";
+          module = { };
+          extraModules = [ { seed.size = "l"; } ];
+        }).meta.size;
+    };
+    expected = {
+      attributes = [
+        "config"
+        "meta"
+        "module"
+        "toplevel"
+      ];
+      again = "m";
+      extra = "l";
+    };
+  };
+
+  # --- the machine
+  "root is memory, the store is the host's, and there is a kernel" = {
+    expr = {
+      inherit (smallest.boot) isContainer;
+      root = smallest.fileSystems."/".fsType;
+      store = { inherit (smallest.fileSystems."/nix/store") device fsType neededForBoot; };
+      readOnly = lib.elem "ro" smallest.fileSystems."/nix/store".options;
+      kernel = smallest.boot.kernel.enable;
+      host = smallest.networking.hostName;
+      initrd = smallest.boot.initrd.systemd.enable;
+      missing = lib.subtractLists smallest.boot.initrd.kernelModules [
+        "virtio_pci"
+        "virtio_blk"
+        "virtiofs"
+        "vmw_vsock_virtio_transport"
+      ];
+      # Drivers of disks and keyboards that no virtual machine of Seed's has.
+      hardware = lib.intersectLists smallest.boot.initrd.availableKernelModules [
+        "ahci"
+        "nvme"
+        "usbhid"
+      ];
+    };
+    expected = {
+      isContainer = false;
+      root = "tmpfs";
+      store = {
+        device = "store";
+        fsType = "virtiofs";
+        neededForBoot = true;
+      };
+      readOnly = true;
+      kernel = true;
+      host = "web";
+      initrd = true;
+      missing = [ ];
+      hardware = [ ];
+    };
+  };
+
+  "what nobody needs is off, and can be switched on" = {
+    expr =
+      let
+        parts = config: {
+          inherit (config.documentation) enable;
+          nix = config.nix.enable;
+          sudo = config.security.sudo.enable;
+          mutable = config.users.mutableUsers;
+          lvm = config.services.lvm.enable;
+        };
+      in
+      {
+        off = parts smallest;
+        on = parts (config {
+          documentation.enable = true;
+          nix.enable = true;
+          security.sudo.enable = true;
+          users.mutableUsers = true;
+          services.lvm.enable = true;
+        });
+      };
+    expected = {
+      off = {
+        enable = false;
+        nix = false;
+        sudo = false;
+        mutable = false;
+        lvm = false;
+      };
+      on = {
+        enable = true;
+        nix = true;
+        sudo = true;
+        mutable = true;
+        lvm = true;
+      };
+    };
+  };
+
+  # --- network
+  "exposed ports are open in the firewall, and no others" = {
+    expr =
+      let
+        inherit
+          (config {
+            seed.expose.https.enable = true;
+            seed.expose.dns.enable = true;
+            seed.expose.game = {
+              port = 9;
+              protocol = "udp";
+            };
+            seed.expose.http.enable = false;
+          })
+          networking
+          ;
+      in
+      {
+        inherit (networking.firewall) enable allowedTCPPorts allowedUDPPorts;
+      };
+    expected = {
+      enable = true;
+      allowedTCPPorts = [
+        53
+        443
+      ];
+      allowedUDPPorts = [
+        9
+        53
+      ];
+    };
+  };
+
+  "sshd is there for the host, and no port is open for it" = {
+    expr = {
+      ports = smallest.networking.firewall.allowedTCPPorts;
+      listen = smallest.systemd.sockets.sshd-vsock.listenStreams;
+      keys = map (key: key.type) smallest.services.openssh.hostKeys;
+      # One for each connection.
+      waits = smallest.services.openssh.startWhenNeeded;
+    };
+    expected = {
+      ports = [ ];
+      listen = [ "vsock::22" ];
+      keys = [ "ed25519" ];
+      waits = true;
+    };
+  };
+
+  "the network comes from the credential, before networkd" = {
+    expr = {
+      networkd = smallest.systemd.network.enable;
+      inherit (smallest.networking) useDHCP;
+      resolved = smallest.services.resolved.enable;
+      credential = smallest.systemd.services.seed-network.serviceConfig.ImportCredential;
+      before = lib.elem "systemd-networkd.service" smallest.systemd.services.seed-network.before;
+    };
+    expected = {
+      networkd = true;
+      useDHCP = false;
+      resolved = true;
+      credential = "network.network.*";
+      before = true;
+    };
+  };
+
+  "neighbours are variables and files" = {
+    expr =
+      let
+        neighbours = config {
+          seed.connect.redis = "my-redis";
+          seed.connect.main-db = {
+            service = "postgres";
+            port = 5432;
+          };
+        };
+      in
+      {
+        shell = lib.filterAttrs (name: _: lib.hasPrefix "SEED_" name) neighbours.environment.variables;
+        services = lib.filterAttrs (name: _: lib.hasPrefix "SEED_" name) neighbours.systemd.globalEnvironment;
+        redis = neighbours.environment.etc."seed/connect/redis".text;
+        db = neighbours.environment.etc."seed/connect/main-db".text;
+      };
+    expected = rec {
+      shell = {
+        SEED_REDIS_HOST = "my-redis";
+        SEED_MAIN_DB_HOST = "postgres";
+      };
+      services = shell;
+      redis = "my-redis";
+      db = "postgres:5432";
+    };
+  };
+
+  # --- volumes
+  "volumes are owned by whom they are for, and are not cleaned" = {
+    expr =
+      let
+        rules =
+          (config {
+            seed.storage.plain = "1Gi";
+            seed.storage.data = {
+              size = "1Gi";
+              user = "nobody";
+              mode = "0700";
+            };
+            seed.storage.cache = {
+              size = "1Gi";
+              mountPoint = "/tmp/cache";
+            };
+          }).systemd.tmpfiles.rules;
+      in
+      lib.filter (rule: lib.hasInfix "/seed/storage" rule || lib.hasInfix "/tmp/cache" rule) rules;
+    expected = [
+      "d /seed/storage/data 0700 nobody - -"
+      "x /tmp/cache"
+    ];
+  };
+
+  "mounts are the host's word: no file system of a volume stands in the system" = {
+    expr = lib.attrNames (config { seed.storage.data = "1Gi"; }).fileSystems;
+    expected = [
+      "/"
+      "/nix/store"
+    ];
+  };
+
+  # --- certificates, shoots, TPM
+  "lego learns where the directory is before it runs" = {
+    expr =
+      let
+        services =
+          (config {
+            seed.expose.https.enable = true;
+            security.acme.acceptTerms = true;
+            security.acme.defaults.email = "you@example.com";
+            services.nginx.enable = true;
+            services.nginx.virtualHosts."web.example" = {
+              enableACME = true;
+              forceSSL = true;
+            };
+          }).systemd.services;
+        lego = lib.filterAttrs (name: _: lib.hasPrefix "acme-" name && lib.hasInfix "web.example" name) services;
+      in
+      {
+        all = lib.all (
+          service:
+          lib.elem "seed-acme.service" service.after
+          && lib.elem "-/run/seed/acme.env" (lib.toList (service.serviceConfig.EnvironmentFile or [ ]))
+        ) (lib.attrValues lego);
+        some = lego != { };
+        reads = services.seed-acme.serviceConfig.EnvironmentFile;
+      };
+    expected = {
+      all = true;
+      some = true;
+      reads = "/run/seed/env";
+    };
+  };
+
+  "the server of security.acme can be another" = {
+    expr =
+      (config {
+        seed.expose.https.enable = true;
+        security.acme.defaults.server = "https://ca.example/directory";
+      }).security.acme.defaults.server;
+    expected = "https://ca.example/directory";
+  };
+
+  "an instance may do without a certificate" = {
+    expr =
+      (config {
+        seed.expose.https.enable = true;
+        seed.acme = false;
+      }).seed.acme;
+    expected = false;
+  };
+
+  "seed-shoot is there when it is asked for" = {
+    expr =
+      let
+        has = module: lib.any (package: lib.hasInfix "seed-shoot" (package.name or "")) (config module).environment.systemPackages;
+      in
+      map has [
+        { }
+        { seed.shoot.enable = true; }
+      ];
+    expected = [
+      false
+      true
+    ];
+  };
+
+  "the key in the TPM is there before what needs it, and goes with the TPM" = {
+    expr = {
+      before = lib.elem "sops-install-secrets.service" smallest.systemd.services.seed-tpm-identity.before;
+      without = (config { seed.tpm.enable = false; }).systemd.services ? seed-tpm-identity;
+    };
+    expected = {
+      before = true;
+      without = false;
+    };
+  };
+
+  # --- what is wrong
+  "everything that is wrong is said at once" =
+    refused
+      {
+        seed.size = "xxl";
+        seed.expose.game = { };
+        seed.storage.data = "10";
+        services.nginx.enable = true;
+        users.users.app.isNormalUser = true;
+        users.users.app.isSystemUser = true;
+      }
+      [
+        "seeds.web has 4 problems:"
+        "- seed.size: \"xxl\" is no size: write one of xs, s, m, l, xl"
+        "- seed.expose.game: \"game\" is no well-known service, and no port was given"
+        "- seed.storage.data.size: \"10\" is no size: write a whole number and one of Ki, Mi, Gi, Ti"
+        "Exactly one of users.users.app.isSystemUser and users.users.app.isNormalUser must be set."
+      ];
+
+  "a name that is no DNS label" = {
+    expr =
+      (seed.mkSeed {
+        name = "Web_1";
+        module = { };
+      }).meta;
+    throws = [ "mkSeed: name: \"Web_1\" is no DNS label: write lower-case letters, digits and hyphens" ];
+  };
+
+  "toplevel fails as meta does" = {
+    expr = (made { seed.size = "xxl"; }).toplevel.drvPath;
+    throws = [ "seed.size: \"xxl\" is no size: write one of xs, s, m, l, xl" ];
+  };
+
+  "an option that does not exist" = refused { seed.sise = "s"; } [ "The option `seed.sise' does not exist" ];
+  "an option of an entry that does not exist" = refused { seed.storage.data.path = "/x"; } [
+    "The option `seed.storage.data.path' does not exist"
+  ];
+  "a volume without a size" = refused { seed.storage.data = { }; } [ "seed.storage.data.size" ];
+  "a size that is a number" = refused { seed.storage.data = 10; } [
+    "seed.storage.data"
+    "size: a whole number and one of Ki, Mi, Gi, Ti"
+    "10"
+  ];
+  "a port that is text" = refused { seed.expose.http.port = "80"; } [
+    "seed.expose.http.port"
+    "port number, 1 to 65535"
+    "\"80\""
+  ];
+  "a TPM that is text" = refused { seed.tpm.enable = "yes"; } [
+    "seed.tpm.enable"
+    "boolean"
+    "\"yes\""
+  ];
+  "a container" = refused { boot.isContainer = true; } [ "boot.isContainer: true was given" ];
+
+  # Nothing reads these but the build of the system; `meta` finds them all the same.
+  "the wrong type of an option of NixOS" = refused { services.nginx.virtualHosts.default.root = 80; } [
+    "services.nginx.virtualHosts.default.root"
+    "is not of type"
+    "80"
+  ];
+  "a missing value deep in an option of NixOS" = refused { services.nginx.virtualHosts.default.listen = [ { port = 80; } ]; } [
+    "services.nginx.virtualHosts.default.listen"
+    "addr' was accessed but has no value defined"
+  ];
+  "two definitions that contradict each other" =
+    refused
+      {
+        imports = [ { services.nginx.user = "a"; } ];
+        services.nginx.user = "b";
+      }
+      [
+        "services.nginx.user"
+        "conflicting definition values"
+      ];
+  "a mistake in what a condition lets through" =
+    refused ({ lib, ... }: { config = lib.mkMerge [ (lib.mkIf true { services.nginx.clientMaxBodySize = 10; }) ]; })
+      [
+        "services.nginx.clientMaxBodySize"
+      ];
+  "an option of NixOS that does not exist" = refused { services.ngingx.enable = true; } [
+    "The option `services.ngingx' does not exist"
+  ];
+}
+// lib.optionalAttrs (sopsNix != null) {
+  "sops-nix decrypts with the key in the TPM" = {
+    expr =
+      let
+        inherit
+          (config {
+            sops.defaultSopsFile = ../published/secrets/api.yaml;
+            sops.secrets.api-key = { };
+          })
+          sops
+          systemd
+          ;
+      in
+      {
+        inherit (sops.age) keyFile sshKeyPaths;
+        plugins = map (plugin: plugin.name) sops.age.plugins != [ ];
+        unit = systemd.services ? sops-install-secrets;
+      };
+    expected = {
+      keyFile = "/seed/tpm/age-identity";
+      sshKeyPaths = [ ];
+      plugins = true;
+      unit = true;
+    };
+  };
+
+  "secrets without a TPM" =
+    refused
+      {
+        seed.tpm.enable = false;
+        sops.age.keyFile = "/seed/storage/data/key";
+        sops.defaultSopsFile = ../published/secrets/api.yaml;
+        sops.secrets.api-key = { };
+      }
+      [ "seed.tpm.enable: false was given, but the secrets of sops are encrypted to the key in the TPM" ];
+}
