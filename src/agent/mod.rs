@@ -5,14 +5,18 @@
 //! and an instance whose lane is busy is left alone until it has ended.
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
+pub mod authority;
 pub mod bus;
 pub mod deploy;
+pub mod enter;
 mod guest;
 mod invite;
 pub mod job;
 pub mod logs;
+mod power;
 mod queue;
 pub mod reconcile;
+mod repository;
 pub mod request;
 pub mod resolve;
 #[cfg(test)]
@@ -66,6 +70,8 @@ pub struct Settings {
     pub host6: Vec<Ipv6Addr>,
     /// `qemu, emulating: /dev/kvm is not there`
     pub hypervisor: String,
+    /// What opens guests; `layout.guest_ca` is its public half.
+    pub authority: authority::Authority,
 }
 
 /// Everything that wakes the loop.
@@ -73,7 +79,7 @@ pub enum Event {
     /// Somebody asks something.
     Request(Request, oneshot::Sender<Result<Reply, Refusal>>),
     /// What a question needs to know of a repository was read.
-    Read(Request, request::Read, request::Answer),
+    Read(Request, repository::Read, request::Answer),
     /// A look at the machine has ended.
     Observed(Result<Observed, HostError>),
     /// Steps that belong to no instance were carried out.

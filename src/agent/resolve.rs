@@ -1,26 +1,39 @@
 //! What a person means by a name: which instances they may see, and which of them `web`, `my-app/web` or `s-…/web` is.
 
+use super::now;
 use crate::{
     bus::Refusal,
     spec::{
-        access::{self, Principal, Verb},
+        access::{self, Principal, Reach, Verb},
         name::{FlakeUri, InstanceId, Namespace},
     },
     state::{Memory, Plant},
 };
 
-/// Whether `who` may operate what was planted as `plant`.
-pub fn may_operate(memory: &Memory, who: &Principal, plant: &Plant) -> bool {
+/// How far `who` may do `verb` to what was planted as `plant`.
+pub fn reach(memory: &Memory, who: &Principal, verb: Verb, plant: &Plant) -> Reach {
     let FlakeUri::Silo(name) = &plant.uri;
     match memory.repos.get(name) {
-        Some(repository) => access::may(who, Verb::Operate, repository),
-        None => *who == Principal::Operator,
+        Some(repository) => access::reach(who, verb, repository, now()),
+        None if *who == Principal::Operator => Reach::Everything,
+        None => Reach::Nothing,
     }
 }
 
-/// The plants that `who` may see, those that match `filter` (a repository or a namespace) or all if it is empty.
+/// Whether `who` may do `verb` to all of what was planted as `plant`.
+pub fn may(memory: &Memory, who: &Principal, verb: Verb, plant: &Plant) -> bool {
+    reach(memory, who, verb, plant) == Reach::Everything
+}
+
+/// Whether there is anything in `plant` that `who` may see.
+fn is_seen(memory: &Memory, who: &Principal, plant: &Plant) -> bool {
+    reach(memory, who, Verb::See, plant) != Reach::Nothing
+}
+
+/// The plants of which `who` may see something, those that match `filter` (a repository or a namespace) or all if it is empty. Of a
+/// plant's instances, those within [`reach`] are shown.
 pub fn plants<'a>(memory: &'a Memory, who: &Principal, filter: &str) -> Result<Vec<&'a Plant>, Refusal> {
-    let visible: Vec<&Plant> = memory.plants.values().filter(|plant| may_operate(memory, who, plant)).collect();
+    let visible: Vec<&Plant> = memory.plants.values().filter(|plant| is_seen(memory, who, plant)).collect();
     if filter.is_empty() {
         return Ok(visible);
     }
@@ -32,14 +45,15 @@ pub fn plants<'a>(memory: &'a Memory, who: &Principal, filter: &str) -> Result<V
     Ok(found)
 }
 
-/// The one instance that `who` calls `name`.
-pub fn instance(memory: &Memory, who: &Principal, name: &str) -> Result<InstanceId, Refusal> {
+/// The one instance that `who` calls `name` and may do `verb` to.
+pub fn instance(memory: &Memory, who: &Principal, verb: Verb, name: &str) -> Result<InstanceId, Refusal> {
     let (place, wanted) = name.split_once('/').map_or((None, name), |(place, wanted)| (Some(place), wanted));
     let mut found = Vec::new();
     let mut all = Vec::new();
-    for plant in memory.plants.values().filter(|plant| may_operate(memory, who, plant)) {
+    for plant in memory.plants.values() {
+        let seen = reach(memory, who, Verb::See, plant);
         let Some(deployment) = memory.wants.get(&plant.namespace) else { continue };
-        for instance in deployment.instances.keys() {
+        for instance in deployment.instances.keys().filter(|instance| seen.includes(instance)) {
             let full = format!("{}/{instance}", repository(plant));
             if instance.as_str() == wanted && place.is_none_or(|place| is_called(plant, place)) {
                 found.push((full.clone(), InstanceId { namespace: plant.namespace.clone(), name: instance.clone() }));
@@ -48,7 +62,16 @@ pub fn instance(memory: &Memory, who: &Principal, name: &str) -> Result<Instance
         }
     }
     match found.len() {
-        1 => Ok(found.remove(0).1),
+        1 => {
+            let (full, id) = found.remove(0);
+            let plant = memory.plants.get(&id.namespace);
+            match plant.is_some_and(|plant| reach(memory, who, verb, plant).includes(&id.name)) {
+                true => Ok(id),
+                false => Err(Refusal::Denied(format!(
+                    "your key may look at {full}, but not do this: ask for another role in its .authorized_keys"
+                ))),
+            }
+        }
         0 => Err(Refusal::NotFound(format!("you have no instance {name:?}{}", candidates(all.into_iter())))),
         _ => {
             let names = found.into_iter().map(|(full, _)| full);
@@ -63,9 +86,9 @@ pub fn repository(plant: &Plant) -> String {
     name.to_string()
 }
 
-/// The plant of a namespace that `who` may operate.
-pub fn operated<'a>(memory: &'a Memory, who: &Principal, namespace: &Namespace) -> Option<&'a Plant> {
-    memory.plants.get(namespace).filter(|plant| may_operate(memory, who, plant))
+/// The plant of a namespace of which `who` may see something.
+pub fn seen<'a>(memory: &'a Memory, who: &Principal, namespace: &Namespace) -> Option<&'a Plant> {
+    memory.plants.get(namespace).filter(|plant| is_seen(memory, who, plant))
 }
 
 fn is_called(plant: &Plant, name: &str) -> bool {
@@ -99,7 +122,7 @@ mod tests {
             [("one", &ann, vec!["web", "api"]), ("two", &ann, vec!["web"]), ("secret", &fingerprint(b"bob"), vec!["db"])]
         {
             let uri: FlakeUri = format!("silo:{name}").parse().unwrap();
-            let repo = Repository { name: name.parse().unwrap(), owner: owner.clone(), keys: vec![], created: 0 };
+            let repo = Repository::new(name.parse().unwrap(), owner.clone(), 0);
             memory.repos.insert(repo.name.clone(), repo);
             let namespace = uri.namespace();
             let plant = Plant { hash: uri.hash(), uri, namespace: namespace.clone(), by: owner.clone(), at: 0 };
@@ -112,18 +135,21 @@ mod tests {
     #[test]
     fn an_instance_is_found_by_its_name_or_the_candidates_are_listed() {
         let (memory, ann) = memory();
-        assert_eq!(instance(&memory, &ann, "api").unwrap().name.as_str(), "api");
-        assert_eq!(instance(&memory, &ann, "two/web").unwrap().namespace, "silo:two".parse::<FlakeUri>().unwrap().namespace());
-        let said = |name: &str| instance(&memory, &ann, name).unwrap_err().to_string();
+        assert_eq!(instance(&memory, &ann, Verb::See, "api").unwrap().name.as_str(), "api");
+        assert_eq!(
+            instance(&memory, &ann, Verb::See, "two/web").unwrap().namespace,
+            "silo:two".parse::<FlakeUri>().unwrap().namespace()
+        );
+        let said = |name: &str| instance(&memory, &ann, Verb::See, name).unwrap_err().to_string();
         assert!(said("web").contains("ambiguous; there is one/web, two/web"), "{}", said("web"));
         assert!(said("nope").contains("there is one/api, one/web, two/web"), "{}", said("nope"));
-        assert!(instance(&memory, &Principal::Operator, "db").is_ok());
+        assert!(instance(&memory, &Principal::Operator, Verb::See, "db").is_ok());
     }
 
     #[test]
     fn what_belongs_to_another_is_not_even_named() {
         let (memory, ann) = memory();
-        let said = instance(&memory, &ann, "db").unwrap_err().to_string();
+        let said = instance(&memory, &ann, Verb::See, "db").unwrap_err().to_string();
         assert!(!said.contains("secret"), "{said}");
         assert_eq!(plants(&memory, &ann, "").unwrap().len(), 2);
         assert!(plants(&memory, &ann, "secret").is_err());

@@ -1,5 +1,5 @@
 //! The launcher as a real process with real signals, a real notify socket and a fake VMM. Launcher and VMM are this test binary,
-//! started again with `launcher` or `vmm` as its only test; in an ordinary run those two have nothing to do.
+//! started again with the same test, which then plays that role instead (see `start`).
 
 use std::{
     env,
@@ -13,29 +13,24 @@ use nix::{sys::signal::kill, unistd::Pid};
 
 use super::*;
 
-const ROLE: [&str; 3] = ["--nocapture", "--test-threads=1", "--exact"];
+/// This program with the running test as its only one.
+fn again() -> Vec<String> {
+    let me = env::current_exe().unwrap().into_os_string().into_string().unwrap();
+    let test = thread::current().name().expect("a test").to_owned();
+    [me, "--nocapture".into(), "--test-threads=1".into(), "--exact".into(), test].into()
+}
 
-#[test]
-fn launcher() {
-    let Ok(dir) = env::var("SEED_TEST_DIR") else { return };
+fn launcher(dir: &Path) -> ! {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
-    let dir = Path::new(&dir);
-    let me = env::current_exe().unwrap();
-    let mut argv = vec![me.into_os_string()];
-    argv.extend(ROLE.map(Into::into));
-    argv.push("launch::vm::tests::vmm".into());
+    let argv = again().into_iter().map(Into::into).collect();
     let kind = if ["api", "rebooting", "panic"].contains(&env::var("SEED_TEST_VMM").unwrap().as_str()) { "api" } else { "qmp" };
     let control = format!("{kind}:{}", dir.join("control").display()).parse().unwrap();
     let args = Args { notify: dir.join("vsock_9001"), control, wait: vec![dir.join("helper")], argv };
     exit(run(&args).map(i32::from).unwrap());
 }
 
-#[test]
-fn vmm() {
-    let Ok(dir) = env::var("SEED_TEST_DIR") else { return };
-    assert!(env::var_os("NOTIFY_SOCKET").is_none());
+fn vmm(dir: &Path) -> ! {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
-    let dir = Path::new(&dir);
     match env::var("SEED_TEST_VMM").unwrap().as_str() {
         "qmp" => {
             println!("booting");
@@ -68,6 +63,7 @@ fn vmm() {
                 format!("{{\"source\": \"{source}\", \"event\": \"{event}\", \"properties\": {{\"event\": \"{event}\"}}}}\n\n");
             fs::OpenOptions::new().write(true).open(dir.join("control.events")).unwrap().write_all(event.as_bytes()).unwrap();
             thread::sleep(Duration::from_secs(60));
+            exit(99);
         }
         "flood" => {
             let line = [b'x'; 1023];
@@ -78,6 +74,7 @@ fn vmm() {
         }
         "crash" => {
             kill(Pid::this(), Signal::SIGKILL).unwrap();
+            unreachable!("it is dead");
         }
         other => exit(other.parse().unwrap()),
     }
@@ -89,7 +86,13 @@ struct Run {
     told: UnixDatagram,
 }
 
-fn start(vmm: &str) -> Run {
+/// Starts the launcher with such a VMM. In a process that was started as either, plays it, and never returns.
+fn start(kind: &str) -> Run {
+    if let Some(dir) = env::var_os("SEED_TEST_DIR") {
+        // The VMM is the one that was not given systemd's socket.
+        let play: fn(&Path) -> ! = if env::var_os("NOTIFY_SOCKET").is_some() { launcher } else { vmm };
+        play(Path::new(&dir));
+    }
     let dir = tempfile::tempdir().unwrap();
     let notify = dir.path().join("notify");
     let told = UnixDatagram::bind(&notify).unwrap();
@@ -101,11 +104,11 @@ fn start(vmm: &str) -> Run {
     let mut term = SigSet::empty();
     term.add(Signal::SIGTERM);
     term.thread_block().unwrap();
-    let child = Command::new(env::current_exe().unwrap())
-        .args(ROLE)
-        .arg("launch::vm::tests::launcher")
+    let again = again();
+    let child = Command::new(&again[0])
+        .args(&again[1..])
         .env("SEED_TEST_DIR", dir.path())
-        .env("SEED_TEST_VMM", vmm)
+        .env("SEED_TEST_VMM", kind)
         .env("NOTIFY_SOCKET", &notify)
         .stdout(Stdio::piped())
         .spawn()

@@ -153,8 +153,9 @@ impl Set<'_> {
 
         let mut file = UnitFile::new();
         file.section("Unit").set("Description", format_args!("Seed instance {}", self.id));
-        // Never without any of them. Not BindsTo=: virtiofsd and swtpm end with their client, and that must not stop a unit that is
-        // about to be started again. A helper that dies before its time has failed, which the next plan sees.
+        // Never without any of them. Not BindsTo=: virtiofsd and swtpm end with their client, so that a guest that reboots would make
+        // systemd stop this unit instead of starting it again (tried). A helper that dies before its time has failed, which the agent
+        // sees.
         file.set("Requires", needed.join(" "));
         file.set("Wants", &journal).set("After", format_args!("network.target {} {journal}", needed.join(" ")));
         // A guest that cannot stay up is given up in the end; a guest that its tenant reboots now and then is not.
@@ -235,6 +236,11 @@ impl Set<'_> {
         let mut file = UnitFile::new();
         file.section("Unit").set("Description", format_args!("{what} Seed instance {}", self.id));
         file.set("StopWhenUnneeded", "yes");
+        // A restart is one of the whole set. Without this, the swtpm of the guest that just ended counts as running until it is gone,
+        // nobody starts another, and the new guest finds no TPM.
+        if kind != "journal" {
+            file.set("PartOf", vm_unit(self.id));
+        }
         // Whatever happened before, the vm unit decides how often it is worth trying.
         if kind != "journal" {
             file.set("StartLimitIntervalSec", 0);

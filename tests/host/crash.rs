@@ -93,3 +93,31 @@ fn everything_is_back_after_a_reboot_and_after_a_pulled_plug() {
         assert_eq!(what(&before), what(&after));
     }
 }
+
+/// What people on call do by hand, and what a guest may do by itself.
+#[test]
+fn a_restart_by_systemctl_and_one_by_the_guest_are_restarts() {
+    let machine = Machine::new("again", &[]);
+    let ann = machine.tenant("ann", "my-app");
+    let (_, namespace) = ann.plant();
+    let unit = |kind: &str| format!("seed-{kind}@{namespace}-web.service");
+    let is_up_again = |before: &str| {
+        machine.wait("another guest", BOOT, || {
+            let now = machine.main_pid(&unit("vm"));
+            (now != before && now != "0" && machine.property(&unit("vm"), "ActiveState") == "active").then_some(())
+        });
+        machine.wait("the page", BOOT, || (ann.page("web") == "Hello from Seed").then_some(()));
+    };
+
+    for helper in ["vm", "tpm", "store", "vsock"] {
+        let before = machine.main_pid(&unit("vm"));
+        let said = machine.run(&["systemctl", "restart", &unit(helper)]);
+        assert_eq!(said.code, 0, "{helper}: {}\n{}", said.all(), machine.journal());
+        is_up_again(&before);
+    }
+    // A guest that leaves, as one that reboots does under QEMU.
+    let before = machine.main_pid(&unit("vm"));
+    let qemu = machine.run(&["pgrep", "-P", &before]).ok();
+    machine.run(&["kill", "-TERM", qemu.trim()]).ok();
+    is_up_again(&before);
+}

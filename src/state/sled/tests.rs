@@ -52,34 +52,41 @@ async fn load(directory: &Path) -> Memory {
     SledState::open(directory).expect("opens after a crash").load().await.expect("reads after a crash")
 }
 
-/// Not a test of its own: the child of the tests below, which ends by being killed. Prints `task n` for each acknowledged batch.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn crash_child() {
+/// Each test that kills a process begins with this: in the process that it starts, which is this program with the same test, it
+/// commits as it was told, prints `ack task n` for each acknowledged batch, and never returns.
+fn play_the_child() {
     let Some(directory) = std::env::var_os(CHILD) else { return };
     let shape: Vec<u64> = std::env::var(SHAPE).expect("set").split(',').map(|n| n.parse().expect("a number")).collect();
-    let state = Arc::new(SledState::open_with(Path::new(&directory), shape[2]).expect("opens"));
-    let begin = newest(&state.load().await.expect("reads"));
-    let tasks: Vec<_> = (0..shape[1] as u16)
-        .map(|task| {
-            let (state, commits, begin) = (state.clone(), shape[0], begin.get(&task.into()).map_or(0, |n| n + 1));
-            tokio::spawn(async move {
-                for n in begin..begin + commits {
-                    state.commit(batch(task, n)).await.expect("commits");
-                    println!("ack {task} {n}");
-                }
+    let commits = async move {
+        let state = Arc::new(SledState::open_with(Path::new(&directory), shape[2]).expect("opens"));
+        let begin = newest(&state.load().await.expect("reads"));
+        let tasks: Vec<_> = (0..shape[1] as u16)
+            .map(|task| {
+                let (state, commits, begin) = (state.clone(), shape[0], begin.get(&task.into()).map_or(0, |n| n + 1));
+                tokio::spawn(async move {
+                    for n in begin..begin + commits {
+                        state.commit(batch(task, n)).await.expect("commits");
+                        println!("ack {task} {n}");
+                    }
+                })
             })
-        })
-        .collect();
-    for task in tasks {
-        task.await.expect("no panic");
-    }
+            .collect();
+        for task in tasks {
+            task.await.expect("no panic");
+        }
+    };
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    // Not on this thread: it may belong to a runtime already.
+    let ended = thread::spawn(move || runtime().block_on(commits)).join();
+    std::process::exit(i32::from(ended.is_err()));
 }
 
 fn child(directory: &Path, commits: u64, tasks: u16, checkpoint_bytes: u64, wrapper: &[String]) -> Command {
     let this = std::env::current_exe().expect("a test binary");
     let words: Vec<String> = wrapper.iter().cloned().chain([this.display().to_string()]).collect();
     let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).args(["--exact", "state::sled::tests::crash_child", "--nocapture", "--test-threads=1"]);
+    let test = thread::current().name().expect("a test").to_owned();
+    command.args(&words[1..]).args(["--exact", &test, "--nocapture", "--test-threads=1"]);
     command.env(CHILD, directory).env(SHAPE, format!("{commits},{tasks},{checkpoint_bytes}"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command
@@ -114,6 +121,7 @@ fn strace() -> bool {
 
 #[tokio::test]
 async fn killed_at_random_moments_it_loses_no_acknowledged_batch_and_applies_none_by_half() {
+    play_the_child();
     let directory = tempfile::tempdir().expect("a place");
     let mut total = BTreeMap::new();
     for round in 0u32..25 {
@@ -134,6 +142,7 @@ async fn killed_at_random_moments_it_loses_no_acknowledged_batch_and_applies_non
 
 #[tokio::test]
 async fn killed_at_every_call_that_writes_it_loses_nothing() {
+    play_the_child();
     if !strace() {
         return;
     }
@@ -174,6 +183,7 @@ fn syncs(commits: u64, tasks: u16, checkpoint_bytes: u64) -> Vec<String> {
 
 #[test]
 fn a_commit_costs_one_sync_and_waiting_commits_share_it() {
+    play_the_child();
     if !strace() {
         return;
     }
@@ -188,6 +198,7 @@ fn a_commit_costs_one_sync_and_waiting_commits_share_it() {
 
 #[test]
 fn a_journal_gets_its_name_only_after_all_of_its_checkpoint_is_on_the_disk() {
+    play_the_child();
     if !strace() {
         return;
     }
