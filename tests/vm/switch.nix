@@ -49,10 +49,12 @@ in
     system = "/run/booted-system/specialisation"
     before, agent = instance(), show("seed-agent", "MainPID")
     sockets = show("seed-serve.socket", "InvocationID")
-    # Writes a line for each question that got no answer.
+    # Writes a line for each page that did not come, and for each time that somebody was not let in: a command that is under way when
+    # the doors are restarted may end early.
     person.succeed(
         f"(while sleep 0.2; do curl -sSf -m 5 {url} >/dev/null || date; done) >/tmp/page 2>&1 & echo $! >/tmp/pids",
-        "(while sleep 0.2; do timeout 60 ssh seed.example help >/dev/null || date; done) >/tmp/door 2>&1 & echo $! >>/tmp/pids",
+        "(while sleep 0.2; do timeout 60 ssh seed.example help 2>&1 >/dev/null | grep -E 'refused|timed out|resolve'; done) "
+        ">/tmp/door 2>&1 & echo $! >>/tmp/pids",
     )
 
     for name in ["firewall", "settings", "newer"]:
