@@ -14,6 +14,8 @@
 
 #[path = "nixos/nix.rs"]
 mod nix;
+#[path = "nixos/tpm.rs"]
+mod tpm;
 
 use std::{
     fs,
