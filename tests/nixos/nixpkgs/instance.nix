@@ -368,15 +368,15 @@ in
     ];
   };
 
-  "the key in the TPM is there before what needs it, and goes with the TPM" = {
-    expr = {
-      before = lib.elem "sops-install-secrets.service" smallest.systemd.services.seed-tpm-identity.before;
-      without = (config { seed.tpm.enable = false; }).systemd.services ? seed-tpm-identity;
-    };
-    expected = {
-      before = true;
-      without = false;
-    };
+  "the key goes with the TPM" = {
+    expr = map (enable: (config { seed.tpm.enable = enable; }).systemd.services ? seed-tpm-identity) [
+      true
+      false
+    ];
+    expected = [
+      true
+      false
+    ];
   };
 }
 // lib.optionalAttrs (sopsNix != null) {
@@ -395,13 +395,18 @@ in
       {
         inherit (sops.age) keyFile sshKeyPaths;
         plugins = map (plugin: plugin.name) sops.age.plugins != [ ];
-        unit = systemd.services ? sops-install-secrets;
+        after = lib.elem "seed-tpm-identity.service" systemd.services.sops-install-secrets.after;
+        before = lib.elem "sysinit.target" systemd.services.sops-install-secrets.before;
+        # Without secrets, there is no such unit.
+        without = smallest.systemd.services ? sops-install-secrets;
       };
     expected = {
       keyFile = "/seed/tpm/age-identity";
       sshKeyPaths = [ ];
       plugins = true;
-      unit = true;
+      after = true;
+      before = true;
+      without = false;
     };
   };
 }
