@@ -13,7 +13,8 @@
 # systemd acts on the credentials by itself, from version 256 on.
 { config, lib, ... }:
 {
-  networking.hostName = lib.mkDefault config.seed.name;
+  # One that is no name is refused in Seed's words, not in those of this option.
+  networking.hostName = lib.mkIf (builtins.match "[a-z0-9-]+" config.seed.name != null) (lib.mkDefault config.seed.name);
 
   # Decides the formats of what lies on volumes, as of a database. It is one number for all instances and will not change, so that a newer
   # Seed or nixpkgs converts nobody's data; whoever wants the new format of a service says so.

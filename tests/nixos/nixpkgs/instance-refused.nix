@@ -42,10 +42,13 @@ in
   "a name that is no DNS label" = {
     expr =
       (seed.mkSeed {
-        name = "Web_1";
+        name = "my.Web_1";
         module = { };
       }).meta;
-    throws = [ "mkSeed: name: \"Web_1\" is no DNS label: write lower-case letters, digits and hyphens" ];
+    throws = [
+      "1 problem:"
+      "mkSeed: name: \"my.Web_1\" is no DNS label: write lower-case letters, digits and hyphens"
+    ];
   };
 
   "toplevel fails as meta does" = {
