@@ -62,6 +62,36 @@ in
     };
   };
 
+  "package sets, overlays, functions and arguments are no obstacle" = {
+    expr =
+      (made (
+        { pkgs, word, ... }:
+        {
+          imports = [ { _module.args.word = "s"; } ];
+          seed.size = word;
+          boot.kernelPackages = pkgs.linuxPackages;
+          environment.systemPackages = [ pkgs.ours ];
+          nixpkgs.overlays = [ (_: previous: { ours = previous.hello; }) ];
+          systemd.services.app.serviceConfig.ExecStart = pkgs.writeShellScript "app" "exit 0";
+        }
+      )).meta.size;
+    expected = "s";
+  };
+
+  "a tenant may have a package set of their own" = {
+    expr =
+      let
+        mine =
+          { pkgs, ... }:
+          {
+            nixpkgs.pkgs = import nixpkgs { system = "x86_64-linux"; };
+            environment.systemPackages = [ pkgs.hello ];
+          };
+      in
+      (made mine).meta.size;
+    expected = "xs";
+  };
+
   # --- the machine
   "root is memory, the store is the host's, and there is a kernel" = {
     expr = {
