@@ -5,6 +5,7 @@
     ./assertions.nix
     ./guest.nix
     ./trimmed.nix
+    ./environment.nix
     ./network.nix
     ./storage.nix
     ./access.nix

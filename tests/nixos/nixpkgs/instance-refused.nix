@@ -66,6 +66,16 @@ in
     "size: a whole number and one of Ki, Mi, Gi, Ti"
     "10"
   ];
+  "a port that no firewall knows" =
+    refused
+      {
+        seed.expose.game.port = 70000;
+        networking.firewall.allowedTCPPorts = [ 9090 ];
+      }
+      [
+        "1 problem:"
+        "seed.expose.game.port: 70000 is no port: write a number from 1 to 65535"
+      ];
   "a port that is text" = refused { seed.expose.http.port = "80"; } [
     "seed.expose.http.port"
     "port number, 1 to 65535"
