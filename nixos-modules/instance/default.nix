@@ -5,7 +5,6 @@
     ./assertions.nix
     ./guest.nix
     ./trimmed.nix
-    ./environment.nix
     ./network.nix
     ./storage.nix
     ./access.nix

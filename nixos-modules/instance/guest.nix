@@ -10,7 +10,9 @@
 #   TPM                                   if it is asked for                                (tpm.nix)
 #   SMBIOS strings                        systemd credentials: host name, network, volumes, /run/seed/env
 #
-# systemd acts on the credentials by itself, from version 256 on.
+# systemd acts on the credentials by itself, from version 256 on. /run/seed/env is one of them, `tmpfiles.extra`: systemd-tmpfiles writes it
+# before sysinit.target, and every service comes after that; only one with `DefaultDependencies=no` has to name
+# `After=systemd-tmpfiles-setup.service`.
 { config, lib, ... }:
 {
   # One that is no name is refused in Seed's words, not in those of this option.

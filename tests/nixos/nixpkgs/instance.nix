@@ -254,26 +254,6 @@ in
     };
   };
 
-  "who reads /run/seed/env waits for it" = {
-    expr =
-      let
-        reader = file: (config { systemd.services.app.serviceConfig.EnvironmentFile = file; }).systemd.services.app.after;
-      in
-      map reader [
-        "/run/seed/env"
-        [
-          "/etc/other"
-          "-/run/seed/env"
-        ]
-        "/etc/other"
-      ];
-    expected = [
-      [ "systemd-tmpfiles-setup.service" ]
-      [ "systemd-tmpfiles-setup.service" ]
-      [ ]
-    ];
-  };
-
   "the network comes from the credential, before networkd" = {
     expr = {
       networkd = smallest.systemd.network.enable;
