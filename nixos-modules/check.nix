@@ -13,40 +13,61 @@ let
     all
     attrNames
     concatMap
+    elem
     filter
     isAttrs
     isFunction
     isList
+    isOption
     optional
     ;
 
-  isDerivation = value: isAttrs value && value ? type && value.type == "derivation";
+  # What is not data: packages, functions, and sets of both, which are without end and partly broken on purpose.
+  opaque =
+    value:
+    isFunction value
+    || (isAttrs value && (value ? __functor || value ? _type || value ? extend || value ? callPackage || value.type or null == "derivation"));
+  opaqueTypes = [
+    "raw"
+    "unspecified"
+    "package"
+    "pkgs"
+    "attrs"
+    "anything"
+  ];
 
-  # Every value in it, but nothing of derivations and functions. `depth` is for values that contain themselves.
+  # Every value in it. `depth` is for values that contain themselves.
   forced =
     depth: value:
-    if depth == 0 || isFunction value then
+    if depth == 0 || opaque value then
       true
     else if isList value then
       all (forced (depth - 1)) value
     else if isAttrs value then
-      isDerivation value || value ? __functor || all (name: forced (depth - 1) value.${name}) (attrNames value)
+      all (name: forced (depth - 1) value.${name}) (attrNames value)
     else
       builtins.seq value true;
 
-  # The part of `value` that `definition` speaks of. A definition may be wrapped in the properties of the module system.
+  # The part of `value` that `definition` speaks of; `options` is what is declared at this place, or null below an option. A definition may
+  # be wrapped in the properties of the module system.
   covered =
-    definition: value:
+    options: definition: value:
     if definition._type or null == "if" then
-      !definition.condition || covered definition.content value
+      !definition.condition || covered options definition.content value
     else if definition._type or null == "merge" then
-      all (one: covered one value) definition.contents
+      all (one: covered options one value) definition.contents
     else if definition ? _type && definition ? content then
-      covered definition.content value
-    else if isDerivation value || isFunction value then
-      true
-    else if isAttrs value && isAttrs definition && !(isDerivation definition) && !(definition ? _type) then
-      all (name: !(value ? ${name}) || covered definition.${name} value.${name}) (attrNames definition)
+      covered options definition.content value
+    else if opaque value || (isOption options && elem options.type.name opaqueTypes) then
+      builtins.seq value true
+    else if isAttrs value && isAttrs definition && !(opaque definition) then
+      all (
+        name:
+        let
+          below = if isOption options || !(isAttrs options) then null else options.${name} or null;
+        in
+        !(value ? ${name}) || covered below definition.${name} value.${name}
+      ) (attrNames definition)
     else if isAttrs value then
       # Written in some other way than it came to be, as `"1Gi"` became a volume.
       forced 3 value
@@ -62,6 +83,7 @@ let
       # Only what it names: one that names an argument which does not exist has been refused by now.
       wanted = function: lib.mapAttrs (name: _: arguments.${name}) (lib.functionArgs function);
       plain = removeAttrs made [
+        "_class"
         "_file"
         "key"
         "disabledModules"
@@ -97,7 +119,7 @@ let
       modulesPath
       ;
   };
-  typed = all (module: all (one: covered one config) (definitions arguments module)) modules;
+  typed = all (module: all (one: covered options one config) (definitions arguments module)) modules;
 
   plural = if builtins.length failed == 1 then "1 problem" else "${toString (builtins.length failed)} problems";
 in

@@ -10,11 +10,13 @@ let
 
   # One package set for all instances of a flake: it is the largest part of what an evaluation needs.
   packages = lib.genAttrs [ "x86_64-linux" ] import';
-  import' = system: import nixpkgs {
-    localSystem = { inherit system; };
-    config = { };
-    overlays = [ ];
-  };
+  import' =
+    system:
+    import nixpkgs {
+      localSystem = { inherit system; };
+      config = { };
+      overlays = [ ];
+    };
 
   # For whoever sets `nixpkgs.config`, one of their own, which NixOS makes.
   sharedPackages =

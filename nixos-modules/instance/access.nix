@@ -22,9 +22,9 @@ in
   };
 
   systemd = {
-    # systemd makes units of these names by itself where it finds sshd; those of /etc come first.
+    # systemd makes units of these names by itself where it finds sshd; those of /etc come first. What a newer NixOS says of them wins.
     sockets.sshd-vsock = {
-      description = "ssh from the host";
+      description = lib.mkDefault "ssh from the host";
       wantedBy = [ "sockets.target" ];
       listenStreams = [ "vsock::22" ];
       unitConfig.ConditionVirtualization = "vm";
@@ -35,12 +35,12 @@ in
       };
     };
     services."sshd-vsock@" = {
-      description = "ssh from the host";
+      description = lib.mkDefault "ssh from the host";
       after = [ "sshd-keygen.service" ];
       wants = [ "sshd-keygen.service" ];
       # A session outlives changes of what started it.
-      restartIfChanged = false;
-      serviceConfig = {
+      restartIfChanged = lib.mkDefault false;
+      serviceConfig = lib.mapAttrs (_: lib.mkDefault) {
         ExecStart = "-${sshd} -i -D -f /etc/ssh/sshd_config";
         StandardInput = "socket";
         StandardError = "journal";

@@ -10,10 +10,13 @@
 #   TPM                                   if it is asked for                                (tpm.nix)
 #   SMBIOS strings                        systemd credentials: host name, network, volumes, /run/seed/env
 #
-# systemd acts on the credentials by itself, from version 256 on.
+# systemd acts on the credentials by itself, from version 256 on. /run/seed/env is one of them, `tmpfiles.extra`: systemd-tmpfiles writes it
+# before sysinit.target, and every service comes after that; only one with `DefaultDependencies=no` has to name
+# `After=systemd-tmpfiles-setup.service`.
 { config, lib, ... }:
 {
-  networking.hostName = lib.mkDefault config.seed.name;
+  # One that is no name is refused in Seed's words, not in those of this option.
+  networking.hostName = lib.mkIf (builtins.match "[a-z0-9-]+" config.seed.name != null) (lib.mkDefault config.seed.name);
 
   # Decides the formats of what lies on volumes, as of a database. It is one number for all instances and will not change, so that a newer
   # Seed or nixpkgs converts nobody's data; whoever wants the new format of a service says so.

@@ -2,7 +2,8 @@
 { config, lib, ... }:
 let
   cfg = config.seed;
-  ports = lib.attrValues cfg.manifest.meta.expose;
+  # Those that are ports: the others are refused in the words of `seed.expose`.
+  ports = lib.filter (one: lib.types.port.check one.port) (lib.attrValues cfg.manifest.meta.expose);
   numbers = protocols: map (one: one.port) (lib.filter (one: lib.elem one.protocol protocols) ports);
 
   variable = name: "SEED_${lib.toUpper (lib.replaceStrings [ "-" ] [ "_" ] name)}_HOST";

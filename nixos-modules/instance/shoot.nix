@@ -37,7 +37,7 @@ let
     request=$(jq -cn --argjson timeout "$timeout" \
       '{ command: $ARGS.positional } + if $timeout then { timeout: $timeout } else { } end' --args -- "$@")
     answer=$(curl --silent --show-error --fail-with-body --header 'Content-Type: application/json' --data "$request" "$url") || {
-      echo "seed-shoot: $url did not run it: $answer" >&2
+      echo "seed-shoot: $url did not run it''${answer:+: $answer}" >&2
       exit 125
     }
     jq -j .stdout <<<"$answer"

@@ -12,6 +12,11 @@
 }:
 let
   cfg = config.seed.tpm;
+  # Those that a unit decrypts.
+  secrets =
+    options ? sops
+    && config.sops.useSystemdActivation
+    && lib.any (secret: !secret.neededForUsers) (lib.attrValues config.sops.secrets);
   identity = "/seed/tpm/age-identity";
 in
 {
@@ -25,17 +30,14 @@ in
 
       systemd.services.seed-tpm-identity = {
         description = "age key in the TPM";
-        wantedBy = [ "sysinit.target" ];
+        # No part of the boot waits for it, unless there are secrets.
+        wantedBy = [ "multi-user.target" ];
         requires = [ "dev-tpmrm0.device" ];
         after = [
           "dev-tpmrm0.device"
           "local-fs.target"
         ];
-        before = [
-          "sops-install-secrets.service"
-          "sysinit.target"
-          "shutdown.target"
-        ];
+        before = [ "shutdown.target" ];
         conflicts = [ "shutdown.target" ];
         unitConfig.DefaultDependencies = false;
         path = [
@@ -49,6 +51,15 @@ in
           ImportCredential = "seed.age-identity";
         };
         script = lib.readFile ./tpm-identity.sh;
+      };
+    })
+
+    (lib.mkIf (cfg.enable && secrets) {
+      systemd.services.sops-install-secrets = {
+        wants = [ "seed-tpm-identity.service" ];
+        after = [ "seed-tpm-identity.service" ];
+        # And all services that read secrets after it: no service starts before this target.
+        before = [ "sysinit.target" ];
       };
     })
 

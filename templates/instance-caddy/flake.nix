@@ -1,5 +1,7 @@
 # A microVM with a certificate. `web.nix` says what is in it; this says that there is one.
 {
+  description = "A site with a certificate: Caddy in front of an application";
+
   inputs.seed.url = "github:loomtex/seed";
   inputs.nixpkgs.follows = "seed/nixpkgs";
 

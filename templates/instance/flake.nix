@@ -1,5 +1,7 @@
 # A microVM. `web.nix` says what is in it; this says that there is one.
 {
+  description = "A static site";
+
   inputs.seed.url = "github:loomtex/seed";
   inputs.nixpkgs.follows = "seed/nixpkgs";
 

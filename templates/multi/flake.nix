@@ -1,5 +1,7 @@
 # Two microVMs that find each other by name. They share a namespace, and nothing else.
 {
+  description = "Two instances that find each other by name";
+
   inputs.seed.url = "github:loomtex/seed";
   inputs.nixpkgs.follows = "seed/nixpkgs";
 

@@ -16,12 +16,6 @@ let
     };
   config = module: (made module).config;
   smallest = config { };
-
-  # The message of a mistake, which names the instance, the option, what was given and what to write.
-  refused = module: throws: {
-    expr = (made module).meta;
-    inherit throws;
-  };
 in
 {
   "an instance of nothing" = {
@@ -66,6 +60,36 @@ in
       again = "m";
       extra = "l";
     };
+  };
+
+  "package sets, overlays, functions and arguments are no obstacle" = {
+    expr =
+      (made (
+        { pkgs, word, ... }:
+        {
+          imports = [ { _module.args.word = "s"; } ];
+          seed.size = word;
+          boot.kernelPackages = pkgs.linuxPackages;
+          environment.systemPackages = [ pkgs.ours ];
+          nixpkgs.overlays = [ (_: previous: { ours = previous.hello; }) ];
+          systemd.services.app.serviceConfig.ExecStart = pkgs.writeShellScript "app" "exit 0";
+        }
+      )).meta.size;
+    expected = "s";
+  };
+
+  "a tenant may have a package set of their own" = {
+    expr =
+      let
+        mine =
+          { pkgs, ... }:
+          {
+            nixpkgs.pkgs = import nixpkgs { system = "x86_64-linux"; };
+            environment.systemPackages = [ pkgs.hello ];
+          };
+      in
+      (made mine).meta.size;
+    expected = "xs";
   };
 
   # --- the machine
@@ -144,6 +168,40 @@ in
         mutable = true;
         lvm = true;
       };
+    };
+  };
+
+  "nothing of Seed's makes NixOS warn" = {
+    expr =
+      (config {
+        seed.expose.https.enable = true;
+        seed.expose.ssh.enable = true;
+        seed.storage.data = "1Gi";
+        seed.shoot.enable = true;
+        services.nginx.enable = true;
+      }).warnings;
+    expected = [ ];
+  };
+
+  "the system can be put together" = {
+    expr =
+      let
+        inherit
+          (made {
+            seed.storage.data = "1Gi";
+            seed.shoot.enable = true;
+            seed.connect.db = "db";
+          })
+          toplevel
+          ;
+      in
+      {
+        inherit (toplevel) type;
+        drv = lib.hasSuffix ".drv" toplevel.drvPath;
+      };
+    expected = {
+      type = "derivation";
+      drv = true;
     };
   };
 
@@ -340,100 +398,16 @@ in
     ];
   };
 
-  "the key in the TPM is there before what needs it, and goes with the TPM" = {
-    expr = {
-      before = lib.elem "sops-install-secrets.service" smallest.systemd.services.seed-tpm-identity.before;
-      without = (config { seed.tpm.enable = false; }).systemd.services ? seed-tpm-identity;
-    };
-    expected = {
-      before = true;
-      without = false;
-    };
+  "the key goes with the TPM" = {
+    expr = map (enable: (config { seed.tpm.enable = enable; }).systemd.services ? seed-tpm-identity) [
+      true
+      false
+    ];
+    expected = [
+      true
+      false
+    ];
   };
-
-  # --- what is wrong
-  "everything that is wrong is said at once" =
-    refused
-      {
-        seed.size = "xxl";
-        seed.expose.game = { };
-        seed.storage.data = "10";
-        services.nginx.enable = true;
-        users.users.app.isNormalUser = true;
-        users.users.app.isSystemUser = true;
-      }
-      [
-        "seeds.web has 4 problems:"
-        "- seed.size: \"xxl\" is no size: write one of xs, s, m, l, xl"
-        "- seed.expose.game: \"game\" is no well-known service, and no port was given"
-        "- seed.storage.data.size: \"10\" is no size: write a whole number and one of Ki, Mi, Gi, Ti"
-        "Exactly one of users.users.app.isSystemUser and users.users.app.isNormalUser must be set."
-      ];
-
-  "a name that is no DNS label" = {
-    expr =
-      (seed.mkSeed {
-        name = "Web_1";
-        module = { };
-      }).meta;
-    throws = [ "mkSeed: name: \"Web_1\" is no DNS label: write lower-case letters, digits and hyphens" ];
-  };
-
-  "toplevel fails as meta does" = {
-    expr = (made { seed.size = "xxl"; }).toplevel.drvPath;
-    throws = [ "seed.size: \"xxl\" is no size: write one of xs, s, m, l, xl" ];
-  };
-
-  "an option that does not exist" = refused { seed.sise = "s"; } [ "The option `seed.sise' does not exist" ];
-  "an option of an entry that does not exist" = refused { seed.storage.data.path = "/x"; } [
-    "The option `seed.storage.data.path' does not exist"
-  ];
-  "a volume without a size" = refused { seed.storage.data = { }; } [ "seed.storage.data.size" ];
-  "a size that is a number" = refused { seed.storage.data = 10; } [
-    "seed.storage.data"
-    "size: a whole number and one of Ki, Mi, Gi, Ti"
-    "10"
-  ];
-  "a port that is text" = refused { seed.expose.http.port = "80"; } [
-    "seed.expose.http.port"
-    "port number, 1 to 65535"
-    "\"80\""
-  ];
-  "a TPM that is text" = refused { seed.tpm.enable = "yes"; } [
-    "seed.tpm.enable"
-    "boolean"
-    "\"yes\""
-  ];
-  "a container" = refused { boot.isContainer = true; } [ "boot.isContainer: true was given" ];
-
-  # Nothing reads these but the build of the system; `meta` finds them all the same.
-  "the wrong type of an option of NixOS" = refused { services.nginx.virtualHosts.default.root = 80; } [
-    "services.nginx.virtualHosts.default.root"
-    "is not of type"
-    "80"
-  ];
-  "a missing value deep in an option of NixOS" = refused { services.nginx.virtualHosts.default.listen = [ { port = 80; } ]; } [
-    "services.nginx.virtualHosts.default.listen"
-    "addr' was accessed but has no value defined"
-  ];
-  "two definitions that contradict each other" =
-    refused
-      {
-        imports = [ { services.nginx.user = "a"; } ];
-        services.nginx.user = "b";
-      }
-      [
-        "services.nginx.user"
-        "conflicting definition values"
-      ];
-  "a mistake in what a condition lets through" =
-    refused ({ lib, ... }: { config = lib.mkMerge [ (lib.mkIf true { services.nginx.clientMaxBodySize = 10; }) ]; })
-      [
-        "services.nginx.clientMaxBodySize"
-      ];
-  "an option of NixOS that does not exist" = refused { services.ngingx.enable = true; } [
-    "The option `services.ngingx' does not exist"
-  ];
 }
 // lib.optionalAttrs (sopsNix != null) {
   "sops-nix decrypts with the key in the TPM" = {
@@ -451,23 +425,18 @@ in
       {
         inherit (sops.age) keyFile sshKeyPaths;
         plugins = map (plugin: plugin.name) sops.age.plugins != [ ];
-        unit = systemd.services ? sops-install-secrets;
+        after = lib.elem "seed-tpm-identity.service" systemd.services.sops-install-secrets.after;
+        before = lib.elem "sysinit.target" systemd.services.sops-install-secrets.before;
+        # Without secrets, there is no such unit.
+        without = smallest.systemd.services ? sops-install-secrets;
       };
     expected = {
       keyFile = "/seed/tpm/age-identity";
       sshKeyPaths = [ ];
       plugins = true;
-      unit = true;
+      after = true;
+      before = true;
+      without = false;
     };
   };
-
-  "secrets without a TPM" =
-    refused
-      {
-        seed.tpm.enable = false;
-        sops.age.keyFile = "/seed/storage/data/key";
-        sops.defaultSopsFile = ../published/secrets/api.yaml;
-        sops.secrets.api-key = { };
-      }
-      [ "seed.tpm.enable: false was given, but the secrets of sops are encrypted to the key in the TPM" ];
 }
