@@ -1,5 +1,5 @@
-# The checks of the flake. They are found, not listed: each file of tests/vm is `vm-<name>`, each folder of templates `template-<name>`, each
-# file of tests/nixos/{always,nixpkgs} `nixos-<name>`.
+# The checks of the flake. They are found, not listed: each file of tests/vm is `vm-<name>`, each folder of templates `template-<name>`,
+# each file of tests/nixos/{always,nixpkgs} `nixos-<name>`.
 {
   self,
   pkgs,
