@@ -71,6 +71,15 @@ enum Verb {
     /// Make, list and revoke invite codes: invite new, invite list, invite revoke ID
     #[command(disable_help_flag = true)]
     Invite(Words),
+    /// List repositories, change who reads one, its name, or delete it: repo list, repo visibility REPO public|private, …
+    #[command(disable_help_flag = true)]
+    Repo(Words),
+    /// Show what namespaces have and may have, or change that: quota set REPO memory=8Gi
+    #[command(disable_help_flag = true)]
+    Quota(Words),
+    /// Show who changed what, when and from where; --verify checks that nobody changed the log
+    #[command(disable_help_flag = true)]
+    Audit(Words),
     /// Check a configuration and say every problem with it
     CheckConfig {
         /// The file to check
@@ -133,6 +142,9 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Restart(words) => ask("restart", words),
         Verb::Deploy(words) => ask("deploy", words),
         Verb::Invite(words) => ask("invite", words),
+        Verb::Repo(words) => ask("repo", words),
+        Verb::Quota(words) => ask("quota", words),
+        Verb::Audit(words) => ask("audit", words),
         Verb::CheckConfig { file } => {
             Config::load(&file)?;
             println!("{} can be used", file.display());
@@ -207,6 +219,8 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         work,
         parallel: config.build.parallel as usize,
         keep: config.build.keep_generations as usize,
+        quota: config.quota.clone(),
+        audit: config.audit_directory(),
         host4,
         host6,
         hypervisor: why.clone(),

@@ -5,6 +5,8 @@
 //! and an instance whose lane is busy is left alone until it has ended.
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
+pub mod access;
+mod acts;
 pub mod authority;
 pub mod bus;
 pub mod deploy;
@@ -13,8 +15,10 @@ mod guest;
 mod invite;
 pub mod job;
 pub mod logs;
+mod patience;
 mod power;
 mod queue;
+mod quota;
 pub mod reconcile;
 mod repository;
 pub mod request;
@@ -47,8 +51,9 @@ use crate::{
     spec::{
         desired::{Deployment, Desired, Wanted},
         name::{InstanceId, Namespace},
+        quota::Quota,
     },
-    state::{Ask, Batch, Change, Memory, State, StateError},
+    state::{Ask, Batch, Change, Memory, State, StateError, audit::Audit},
 };
 
 /// What the agent needs to know of its configuration.
@@ -65,6 +70,10 @@ pub struct Settings {
     pub parallel: usize,
     /// How many replaced deployments of a namespace are kept.
     pub keep: usize,
+    /// What a namespace may have that was given no quota of its own.
+    pub quota: Quota,
+    /// Where the audit log is.
+    pub audit: PathBuf,
     /// The host's own public addresses.
     pub host4: Vec<Ipv4Addr>,
     pub host6: Vec<Ipv6Addr>,
@@ -94,6 +103,8 @@ pub enum Event {
     Proven(Namespace),
     /// A deploy has ended, well or not.
     DeployEnded(Namespace, Option<Ask>),
+    /// A plan was said.
+    PlanEnded,
     /// Something changed on the machine.
     Changed,
     /// Time to look anyway.
@@ -131,6 +142,10 @@ pub struct Agent<H, S, B> {
     deploying: BTreeMap<Namespace, Job>,
     lanes: Lanes,
     zone: watch::Sender<Arc<Zone>>,
+    record: acts::Record,
+    guesses: invite::Guesses,
+    /// Plans under way.
+    planning: Vec<Job>,
 }
 
 /// How the bus and tests speak with a running agent.
@@ -160,6 +175,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// An agent that remembers what `state` holds. Call [`Agent::run`] to set it going.
     pub async fn new(host: H, state: S, builder: B, settings: Settings) -> Result<(Self, Handle), StateError> {
         let memory = state.load().await?;
+        let record = acts::Record::new(Audit::open(&settings.audit)?);
         let (events, inbox) = mpsc::channel(1024);
         let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0) });
         let zone = watch::Sender::new(Arc::new(Zone::default()));
@@ -175,6 +191,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             deploying: BTreeMap::new(),
             lanes: Lanes::default(),
             zone,
+            record,
+            guesses: invite::Guesses::default(),
+            planning: Vec::new(),
         };
         Ok((agent, handle))
     }
@@ -214,7 +233,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Event::Proven(namespace) => self.proven(&namespace).await,
             Event::DeployEnded(namespace, ask) => self.deploy_ended(namespace, ask).await,
             Event::Changed | Event::Tick => self.look(),
-            Event::Quit => {}
+            // What waits for a build is started after every event.
+            Event::PlanEnded | Event::Quit => {}
         }
     }
 

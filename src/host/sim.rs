@@ -19,7 +19,7 @@ use crate::{
     plan::{Observed, ObservedInstance, Step, Tap, UnitState},
     render::vm_unit,
     spec::{
-        name::{InstanceId, VolumeName},
+        name::{InstanceId, Namespace, VolumeName},
         quantity::Bytes,
     },
 };
@@ -290,6 +290,11 @@ impl Host for Sim {
             (id.namespace.to_string(), format!("{}/{name} ({})", id.name, volume.size))
         };
         Ok(machine.retired.iter().map(one).collect())
+    }
+
+    async fn retired_bytes(&self, namespace: &Namespace) -> Result<u64, HostError> {
+        let machine = self.lock();
+        Ok(machine.retired.iter().filter(|(id, _, _)| id.namespace == *namespace).map(|(_, _, volume)| volume.size.0).sum())
     }
 
     async fn changed(&self) {

@@ -137,8 +137,9 @@ async fn the_newest_of_many_pushes_wins() {
     let before = world.table.evaluations();
     world.table.pause(Duration::from_millis(100));
     let mut jobs = Vec::new();
-    for round in 0..20 {
-        let commit = world.commit("app", &[("page", &round.to_string())]);
+    // git takes its time on a busy machine: it is not to be between the pushes.
+    let commits: Vec<String> = (0..20).map(|round: u32| world.commit("app", &[("page", &round.to_string())])).collect();
+    for commit in commits {
         jobs.push(world.pushed(&ann(), "app", &commit, "deploy").await.unwrap().job);
     }
     world.table.set("web", "last", json!({}));

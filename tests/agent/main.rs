@@ -5,5 +5,7 @@ mod world;
 
 mod access;
 mod deploy;
+mod desk;
 mod enter;
 mod restart;
+mod roles;

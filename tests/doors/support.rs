@@ -37,6 +37,8 @@ pub struct Told {
     pub push_away: u32,
     pub status: Status,
     pub logs: Vec<String>,
+    /// How many bytes a repository may still grow by, if there is an end to it.
+    pub room: Option<u64>,
     /// Jobs whose follower went away before their end.
     pub left: u32,
     pub zone: Zone,
@@ -103,7 +105,9 @@ impl Agent {
     fn open_repository(&self, who: &str, name: &str, access: &str) -> Result<String, Refusal> {
         let mut told = self.told();
         let planted = told.planted.iter().any(|known| known == name);
-        let opened = |created| Ok(serde_json::to_string(&Opened { name: name.into(), created, planted }).unwrap());
+        let opened = |created| {
+            Ok(serde_json::to_string(&Opened { name: name.into(), created, planted, room: told.room.unwrap_or(u64::MAX) }).unwrap())
+        };
         match (told.owners.get(name), access) {
             (Some(_), "read") => opened(false),
             (None, "read") => Err(Refusal::NotFound(format!("there is no repository {name}: push to it to make it"))),
