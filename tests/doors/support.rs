@@ -105,9 +105,8 @@ impl Agent {
     fn open_repository(&self, who: &str, name: &str, access: &str) -> Result<String, Refusal> {
         let mut told = self.told();
         let planted = told.planted.iter().any(|known| known == name);
-        let opened = |created| {
-            Ok(serde_json::to_string(&Opened { name: name.into(), created, planted, room: told.room.unwrap_or(u64::MAX) }).unwrap())
-        };
+        let room = told.room.unwrap_or(u64::MAX);
+        let opened = |created| Ok(serde_json::to_string(&Opened { name: name.into(), created, planted, room }).unwrap());
         match (told.owners.get(name), access) {
             (Some(_), "read") => opened(false),
             (None, "read") => Err(Refusal::NotFound(format!("there is no repository {name}: push to it to make it"))),
