@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::{
     access::Question,
+    history::History,
     now,
     patience::Patience,
     request::{Answer, Reply, Request, principal, text},
@@ -131,6 +132,18 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             }
             Question::Repositories { .. } | Question::Quota { .. } | Question::Audit { .. } | Question::VerifyAudit => None,
         },
+        Request::History(question) => match question {
+            History::Deploys { .. } => None,
+            History::Rollback { who, instance, generation } => {
+                act(who, "rollback", &repository_of(memory, who, instance), &[instance, generation])
+            }
+            History::Pin { who, instance } => act(who, "pin", &repository_of(memory, who, instance), &[instance]),
+            History::Unpin { who, instance } => act(who, "unpin", &repository_of(memory, who, instance), &[instance]),
+            History::Stop { who, instance } => act(who, "stop", &repository_of(memory, who, instance), &[instance]),
+            History::Start { who, instance } => act(who, "start", &repository_of(memory, who, instance), &[instance]),
+            History::Destroy { who, instance, .. } => act(who, "destroy", &repository_of(memory, who, instance), &[instance]),
+            History::Unplant { who, repository } => act(who, "unplant", repository, &[repository]),
+        },
         Request::OpenRepository { .. }
         | Request::Push { .. }
         | Request::Status { .. }
@@ -168,7 +181,7 @@ fn result_of(act: &Act, reply: &Result<Reply, Refusal>) -> Option<String> {
     match act.verb.as_str() {
         // To open one that is there changes nothing: the push does.
         "create" => document["created"].as_bool().unwrap_or_default().then(|| "ok".to_owned()),
-        "restart" | "deploy" => Some(format!("ok: {said}")),
+        "restart" | "deploy" | "rollback" | "start" => Some(format!("ok: {said}")),
         // The id, and no more of the code.
         "invite new" => Some(format!("ok: {}", said.get(..6).unwrap_or_default())),
         _ => match document["job"].as_str() {

@@ -7,5 +7,6 @@ mod access;
 mod deploy;
 mod desk;
 mod enter;
+mod history;
 mod restart;
 mod roles;

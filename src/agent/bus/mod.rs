@@ -4,13 +4,14 @@
 mod access;
 mod callers;
 mod guest;
+mod history;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
 pub use self::callers::Trust;
-use self::{access::AccessFace, callers::Callers, guest::GuestFace};
+use self::{access::AccessFace, callers::Callers, guest::GuestFace, history::HistoryFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -149,11 +150,10 @@ impl Face {
         #[zbus(connection)] connection: &zbus::Connection,
         who: String,
         instance: String,
-        lines: u32,
-        follow: bool,
+        query: String,
     ) -> Result<zbus::OwnedFd, Refusal> {
         self.check(&header, connection, &who).await?;
-        self.pipe(Request::Logs { who, instance, lines, follow }).await
+        self.pipe(Request::Logs { who, instance, query }).await
     }
 
     async fn restart(
@@ -302,7 +302,8 @@ pub async fn serve_on(bus: zbus::connection::Builder<'_>, face: Face) -> zbus::R
     let handle = face.handle.clone();
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let access = AccessFace { handle: face.handle.clone(), callers: face.callers.clone() };
-    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, access);
+    let history = HistoryFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, access);
     let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
