@@ -17,7 +17,6 @@ use crate::{
     spec::{
         access::{Principal, Verb},
         caller::Caller,
-        name::FlakeUri,
     },
     state::{
         Memory,
@@ -106,8 +105,8 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             act(who, "push", repository, &[repository, reference, new])
         }
         Request::Plant { who, uri, .. } => {
-            let repository = uri.parse::<FlakeUri>().map(|FlakeUri::Silo(name)| name.to_string()).unwrap_or_default();
-            act(who, "plant", &repository, &[uri])
+            let name = uri.strip_prefix("silo:").unwrap_or(uri);
+            act(who, "plant", name.strip_suffix(".git").unwrap_or(name), &[uri])
         }
         Request::Deploy { who, repository } => act(who, "deploy", repository, &[repository]),
         Request::Restart { who, instance } => act(who, "restart", &repository_of(memory, who, instance), &[instance]),

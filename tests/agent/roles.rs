@@ -106,6 +106,48 @@ async fn each_role_against_each_verb() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_role_against_each_verb_that_changes_what_runs() {
+    let (_world, desk) = shared().await;
+    let verbs = [
+        "deploys app",
+        "pin web",
+        "unpin web",
+        "stop web",
+        "start web",
+        "stop api",
+        "start api",
+        "destroy web nonsense",
+        "unplant app",
+    ];
+    // The owner last: what may be unplanted is gone afterwards.
+    let table = [
+        ("plain", "0 0 0 0 0 0 0 4 4"),
+        ("reader", "0 4 4 4 4 4 4 4 4"),
+        ("web only", "0 0 0 0 0 3 3 4 4"),
+        ("expired", "3 3 3 3 3 3 3 3 3"),
+        ("stranger", "3 3 3 3 3 3 3 3 3"),
+        ("operator", "0 0 0 0 0 0 0 2 -"),
+        ("admin", "0 0 0 0 0 0 0 2 -"),
+        ("owner", "0 0 0 0 0 0 0 2 0"),
+    ];
+    for (role, codes) in table {
+        let key = match role {
+            "operator" => None,
+            "owner" => Some(ann()),
+            other => Some(person(other).0),
+        };
+        for (verb, expected) in verbs.into_iter().zip(codes.split(' ')).filter(|(_, expected)| *expected != "-") {
+            let said = desk.run(key.as_ref(), verb).await;
+            assert_eq!(said.code.to_string(), expected, "{role}: {verb}: {said:?}");
+        }
+    }
+    let told = desk.run(Some(&ann()), "audit").await.out;
+    for verb in ["stop web", "start api", "pin web", "unpin web", "destroy web", "unplant app"] {
+        assert!(told.contains(verb), "{verb}: {told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_an_admin_lets_others_in_and_nobody_locks_the_owner_out() {
     let (world, desk) = shared().await;
     let (new, line) = person("new");
@@ -149,6 +191,14 @@ async fn tenants_do_not_reach_each_other_by_any_verb() {
             format!("logs {name}/web"),
             format!("restart {name}/web"),
             format!("deploy {name}"),
+            format!("deploys {name}"),
+            format!("stop {name}/web"),
+            format!("start {name}/web"),
+            format!("pin {name}/web"),
+            format!("unpin {name}/web"),
+            format!("rollback {name}/web"),
+            format!("destroy {name}/web web"),
+            format!("unplant {name}"),
             format!("plant silo:{name} nonsense"),
             format!("quota {name}"),
             format!("repo visibility {name} public"),
