@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -31,6 +32,7 @@ use crate::{
     },
     build::{
         self,
+        fetch::Fetcher,
         nix::{NixBuilder, NixSettings},
     },
     bus::SeedProxy,
@@ -91,6 +93,9 @@ enum Verb {
         /// head, keys COMMIT, or export COMMIT
         what: Vec<String>,
     },
+    /// Fetch a repository from elsewhere; the agent starts it, as a user of its own
+    #[command(hide = true)]
+    FetchRepository(build::fetch::Args),
     /// Become virtiofsd with a view of one closure; seed-store@….service starts it
     #[command(hide = true)]
     StoreView(launch::store_view::Args),
@@ -144,6 +149,16 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             build::source::answer(&path, &question, &mut std::io::stdout().lock())?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::FetchRepository(args) => {
+            let token = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("token"));
+            let token = match token.filter(|path| path.exists()) {
+                Some(path) => Some(std::fs::read_to_string(path).context("could not read the token")?),
+                None => None,
+            };
+            let found = build::fetch::fetch(&args, token.as_deref().map(str::trim))?;
+            println!("{}", serde_json::to_string(&found).context("could not say what was found")?);
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::StoreView(args) => Ok(launch::store_view::main(args)),
     }
 }
@@ -190,6 +205,21 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         allow_addresses: config.build.allow_addresses.clone(),
         hidden: vec![config.storage.directory.clone(), config.paths.run.clone(), "/etc/seed".into()],
     });
+    let remotes = agent::remote::Settings {
+        fetcher: Fetcher::Unit {
+            systemd_run: "systemd-run".into(),
+            seed: found.tools.seed.clone().into(),
+            git: found.git,
+            allow: config.build.allow_addresses.clone(),
+            timeout_secs: config.github.fetch_timeout_secs,
+            max_pack: config.ssh.max_pack,
+        },
+        tokens: agent::hook::Tokens(config.credentials_directory()),
+        github: config.github.server.clone(),
+        webhook: config.webhook(),
+        every: Duration::from_secs(config.github.fetch_every_secs.into()),
+        pause: Duration::from_secs(1),
+    };
     let state = SledState::open(&config.state_directory()).context("could not open the state")?;
     let (host4, host6) = config.public_addresses();
     let settings = agent::Settings {
@@ -200,6 +230,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
             seed: found.tools.seed.clone().into(),
             user: "seed".to_owned(),
         },
+        remotes,
         work,
         parallel: config.build.parallel as usize,
         keep: config.build.keep_generations as usize,

@@ -8,12 +8,14 @@
 pub mod bus;
 pub mod deploy;
 mod guest;
+pub mod hook;
 mod invite;
 pub mod job;
 pub mod logs;
 mod power;
 mod queue;
 pub mod reconcile;
+pub mod remote;
 mod repository;
 pub mod request;
 pub mod resolve;
@@ -57,6 +59,8 @@ pub struct Settings {
     pub repositories: PathBuf,
     /// How they are read.
     pub reader: Reader,
+    /// What it takes to follow repositories from elsewhere.
+    pub remotes: remote::Settings,
     /// Where source archives for builds are put.
     pub work: PathBuf,
     /// How many deploys may build at once.
@@ -90,6 +94,8 @@ pub enum Event {
     Proven(Namespace),
     /// A deploy has ended, well or not.
     DeployEnded(Namespace, Option<Ask>),
+    /// A repository from elsewhere was fetched, or should be.
+    Remote(remote::Notice),
     /// Something changed on the machine.
     Changed,
     /// Time to look anyway.
@@ -126,6 +132,7 @@ pub struct Agent<H, S, B> {
     queued: BTreeMap<Namespace, Queued>,
     deploying: BTreeMap<Namespace, Job>,
     lanes: Lanes,
+    remotes: remote::Remotes,
     zone: watch::Sender<Arc<Zone>>,
 }
 
@@ -170,6 +177,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             queued: BTreeMap::new(),
             deploying: BTreeMap::new(),
             lanes: Lanes::default(),
+            remotes: remote::Remotes::default(),
             zone,
         };
         Ok((agent, handle))
@@ -184,6 +192,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
         let watcher = tokio::spawn(watch_host(self.shared.clone()));
         self.look();
+        self.follow_remotes();
         while let Some(event) = self.inbox.recv().await {
             if matches!(event, Event::Quit) {
                 break;
@@ -209,6 +218,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             }
             Event::Proven(namespace) => self.proven(&namespace).await,
             Event::DeployEnded(namespace, ask) => self.deploy_ended(namespace, ask).await,
+            Event::Remote(notice) => self.remote_notice(notice).await,
             Event::Changed | Event::Tick => self.look(),
             Event::Quit => {}
         }

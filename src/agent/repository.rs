@@ -8,7 +8,7 @@ use super::{
     request::{Answer, Reply, Request, invalid, json, principal},
 };
 use crate::{
-    build::{Builder, source},
+    build::{Builder, Place, source},
     bus::{Opened, Planted, Pushed, Refusal},
     host::Host,
     spec::{
@@ -28,6 +28,11 @@ pub struct Read {
     head: Option<Commit>,
     /// The `.authorized_keys` of the commit that was pushed.
     keys: Option<String>,
+}
+
+/// For what is asked of a repository of this host, and never gets here.
+fn bug() -> Refusal {
+    Refusal::Failed("this is a bug in Seed: nothing of this host's repositories was asked".to_owned())
 }
 
 fn is_zero(commit: &Commit) -> bool {
@@ -89,12 +94,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         };
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            let path = shared.settings.repositories.join(format!("{name}.git"));
+            let place = Place::Silo(shared.settings.repositories.join(format!("{name}.git")));
             let reader = &shared.settings.reader;
             let read = async {
-                let (branch, head) = reader.default_branch(&path).await?;
+                let (branch, head) = reader.default_branch(&place).await?;
                 let keys = match commit {
-                    Some((reference, commit)) if reference == branch => reader.authorized_keys(&path, &commit).await?,
+                    Some((reference, commit)) if reference == branch => reader.authorized_keys(&place, &commit).await?,
                     _ => None,
                 };
                 Ok::<_, source::SourceError>(Read { branch, head, keys })
@@ -117,7 +122,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 Ok((name, (mode == "deploy" && !is_zero(&commit)).then_some((reference, commit))))
             }
             Request::Plant { who, uri, .. } => {
-                let FlakeUri::Silo(name) = uri.parse().map_err(invalid)?;
+                let FlakeUri::Silo(name) = uri.parse().map_err(invalid)? else { return Err(bug()) };
                 self.writable(&principal(who)?, &name)?;
                 Ok((name, None))
             }
@@ -126,7 +131,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 self.writable(&principal(who)?, &name)?;
                 Ok((name, None))
             }
-            _ => Err(Refusal::Failed("this is a bug in Seed: nothing to read".to_owned())),
+            _ => Err(bug()),
         }
     }
 
@@ -138,7 +143,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             }
             Request::Plant { who, uri, code } => self.plant(&who, &uri, &code, read).await,
             Request::Deploy { who, repository } => self.deploy_again(&who, &repository, read).await,
-            _ => Err(Refusal::Failed("this is a bug in Seed: nothing was to be read".to_owned())),
+            _ => Err(bug()),
         };
         // Who has stopped waiting does not care.
         drop(answer.send(reply));
@@ -199,7 +204,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     async fn plant(&mut self, who: &str, uri: &str, code: &str, read: Read) -> Result<Reply, Refusal> {
         let who = principal(who)?;
         let uri: FlakeUri = uri.parse().map_err(invalid)?;
-        let FlakeUri::Silo(name) = &uri;
+        let FlakeUri::Silo(name) = &uri else { return Err(bug()) };
         let name = name.clone();
         let repository = self.writable(&who, &name)?;
         let by = match &who {
@@ -258,7 +263,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 }
 
 /// The keys that a repository has after a push, and what to tell the pusher. A file that is missing, empty or unreadable changes nothing.
-fn new_keys(repository: &Repository, text: Option<&str>) -> (Vec<KeyId>, Vec<String>) {
+pub(super) fn new_keys(repository: &Repository, text: Option<&str>) -> (Vec<KeyId>, Vec<String>) {
     let Some(text) = text else { return (repository.keys.clone(), Vec::new()) };
     let (keys, unreadable) = access::authorized_keys(text);
     let mut notes = Vec::new();

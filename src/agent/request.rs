@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, chain, logs, resolve, status};
+use super::{Agent, chain, logs, remote, resolve, status};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -33,6 +33,7 @@ pub enum Request {
     ListInvites,
     RevokeInvite { id: String },
     Zone,
+    Remote(remote::Question),
 }
 
 /// An answer.
@@ -77,6 +78,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Status { who, filter } => return self.status(&who, &filter, answer),
             Request::Plan => return self.plan(answer),
             Request::OpenRepository { who, name, access } => self.open_repository(&who, &name, &access).await,
+            Request::Plant { who, uri, code } if remote::is_remote(&uri) => {
+                return self.remote(remote::Question::Plant { who, uri, code, private: false }, answer).await;
+            }
+            Request::Deploy { who, repository } if self.is_elsewhere(&who, &repository) => {
+                return self.deploy_remote(&who, &repository, answer);
+            }
+            Request::Remote(question) => return self.remote(question, answer).await,
             Request::Push { .. } | Request::Plant { .. } | Request::Deploy { .. } => return self.read_first(request, answer),
             Request::Follow { who, job } => self.follow(&who, &job),
             Request::Logs { who, instance, lines, follow } => self.logs(&who, &instance, lines, follow),

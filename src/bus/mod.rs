@@ -8,6 +8,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+pub mod github;
+
 pub use crate::render::zone::{Zone, ZoneEntry};
 
 /// The well-known name of the agent, and the interface of its object.
@@ -192,6 +194,7 @@ pub struct Progress {
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     Queue,
+    Fetch,
     Eval,
     Build,
     Plan,

@@ -13,6 +13,7 @@ pub mod access;
 pub mod address;
 pub mod caller;
 pub mod desired;
+pub mod flake;
 pub mod instance;
 pub mod manifest;
 pub mod name;

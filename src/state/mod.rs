@@ -8,6 +8,7 @@
 //! | `past/<namespace>/<at, 20 digits>` | [`Deployment`] | it was replaced; the last N are kept |
 //! | `ask/<namespace>` | [`Ask`] | a push was acknowledged and is not deployed yet; the newest wins |
 //! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
+//! | `upstream/<namespace>` | [`Upstream`] | a repository from elsewhere is planted, or a new commit of it was found |
 //! | `invite/<id>` | [`Invite`] | by the operator; removed when spent or revoked |
 //!
 //! The agent's store is [`sled`]: a journal in front, sled for what is older; its module says which files, and what a crash leaves in
@@ -57,6 +58,33 @@ pub struct Ask {
     pub at: u64,
 }
 
+/// A planted repository that is somewhere else: what a repository of this host has in [`Repository`], and what it takes to follow it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Upstream {
+    /// Who may do what with it. Its name is the namespace.
+    pub repository: Repository,
+    /// What its forge signs deliveries with.
+    pub secret: Secret,
+    /// The branch that was found last.
+    #[serde(default)]
+    pub branch: Option<RefName>,
+    /// The commit that was asked to be deployed last.
+    #[serde(default)]
+    pub seen: Option<Commit>,
+}
+
+/// A text that is shown to nobody by accident.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}
+
 /// A right to plant. The code itself is not stored: its SHA-256 is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -81,6 +109,7 @@ pub enum Change {
     Ask(Namespace, Option<Ask>),
     Lease(InstanceId, Option<Lease>),
     Invite(String, Option<Invite>),
+    Upstream(Namespace, Option<Upstream>),
 }
 
 /// Writes that happen together.
@@ -96,6 +125,7 @@ pub struct Memory {
     pub asks: std::collections::BTreeMap<Namespace, Ask>,
     pub leases: std::collections::BTreeMap<InstanceId, Lease>,
     pub invites: std::collections::BTreeMap<String, Invite>,
+    pub upstreams: std::collections::BTreeMap<Namespace, Upstream>,
 }
 
 /// Where it is remembered. The agent holds a [`Memory`] that it reads from; a store only loads it once and takes batches.
@@ -130,6 +160,14 @@ pub enum StateError {
 }
 
 impl Memory {
+    /// Who may do what with a plant, wherever its repository is. `None` if that is not known: then nobody but the operator may.
+    pub fn repository_of(&self, plant: &Plant) -> Option<&Repository> {
+        match &plant.uri {
+            FlakeUri::Silo(name) => self.repos.get(name),
+            FlakeUri::Remote(_) => self.upstreams.get(&plant.namespace).map(|upstream| &upstream.repository),
+        }
+    }
+
     /// Makes one change to the picture.
     pub fn apply(&mut self, change: Change) {
         fn set<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -146,6 +184,7 @@ impl Memory {
             Change::Ask(key, value) => set(&mut self.asks, key, value),
             Change::Lease(key, value) => set(&mut self.leases, key, value),
             Change::Invite(key, value) => set(&mut self.invites, key, value),
+            Change::Upstream(key, value) => set(&mut self.upstreams, key, value),
         }
     }
 }

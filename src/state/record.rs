@@ -20,6 +20,7 @@ pub fn encode(change: &Change) -> Write {
         Change::Ask(namespace, value) => (format!("ask/{namespace}"), json(value)),
         Change::Lease(id, value) => (format!("lease/{id}"), json(value)),
         Change::Invite(id, value) => (format!("invite/{id}"), json(value)),
+        Change::Upstream(namespace, value) => (format!("upstream/{namespace}"), json(value)),
     }
 }
 
@@ -41,6 +42,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "ask" => Change::Ask(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "lease" => Change::Lease(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "invite" => Change::Invite(name.to_owned(), json(key, value)?),
+        "upstream" => Change::Upstream(name.parse().map_err(|_| unknown())?, json(key, value)?),
         _ => return Err(unknown()),
     })
 }
@@ -49,8 +51,8 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
 mod tests {
     use super::*;
     use crate::{
-        spec::{address::Lease, name::FlakeUri},
-        state::{Ask, Invite},
+        spec::{access::Repository, address::Lease, name::FlakeUri},
+        state::{Ask, Invite, Secret, Upstream},
     };
 
     #[test]
@@ -64,7 +66,20 @@ mod tests {
             by: crate::spec::access::fingerprint(b"key"),
             at: 7,
         };
+        let upstream = Upstream {
+            repository: Repository {
+                name: namespace.as_str().parse().expect("valid"),
+                owner: crate::spec::access::fingerprint(b"key"),
+                keys: vec![],
+                created: 7,
+            },
+            secret: Secret("s3cret".into()),
+            branch: None,
+            seen: None,
+        };
+        assert!(!format!("{upstream:?}").contains("s3cret"), "a secret is not printed");
         let table = [
+            Change::Upstream(namespace.clone(), Some(upstream)),
             Change::Invite("k7".into(), Some(invite)),
             Change::Ask(namespace.clone(), Some(ask)),
             Change::Lease(format!("{namespace}/web").parse().expect("valid"), Some(Lease(7))),

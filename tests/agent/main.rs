@@ -1,8 +1,10 @@
 //! The agent in process: the real loop against a machine made of memory, a state made of memory and a builder that answers from a table.
 #![allow(clippy::disallowed_methods, reason = "tests touch the machine")]
 
+mod forge;
 mod world;
 
 mod access;
 mod deploy;
+mod remote;
 mod restart;

@@ -1,7 +1,12 @@
 //! The agent's face on the system bus: turns calls into requests, and checks that a caller may speak for whom it speaks.
 #![allow(clippy::disallowed_types, reason = "zbus asks for a HashMap where the order of properties means nothing")]
 
-use std::collections::{BTreeMap, HashMap};
+mod github;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use tokio::sync::Mutex;
 use zbus::{fdo, message::Header, names::UniqueName, object_server::SignalEmitter};
@@ -25,26 +30,23 @@ pub enum Trust {
     Peer,
 }
 
-/// The object that is served.
-pub struct Face {
+/// What every interface asks through: it knows who may speak for whom. Clones share what they know.
+#[derive(Clone)]
+pub struct Gate {
     handle: Handle,
     trust: Trust,
-    version: String,
-    hypervisor: String,
-    domain: String,
     /// Unix users of callers, by unique name: a name is never used twice on one bus.
-    users: Mutex<HashMap<String, u32>>,
+    users: Arc<Mutex<HashMap<String, u32>>>,
 }
 
-impl Face {
-    /// A face for a running agent.
-    pub fn new(handle: Handle, trust: Trust, hypervisor: String, domain: String) -> Self {
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { handle, trust, version, hypervisor, domain, users: Mutex::default() }
+impl Gate {
+    /// A gate before a running agent.
+    pub fn new(handle: Handle, trust: Trust) -> Self {
+        Self { handle, trust, users: Arc::default() }
     }
 
     /// Refuses callers that may not speak for `who`.
-    async fn check(&self, header: &Header<'_>, connection: &zbus::Connection, who: &str) -> Result<(), Refusal> {
+    pub async fn check(&self, header: &Header<'_>, connection: &zbus::Connection, who: &str) -> Result<(), Refusal> {
         let Trust::Users { door } = self.trust else { return Ok(()) };
         let sender = header.sender().ok_or_else(|| Refusal::Denied("a call without a sender".to_owned()))?;
         match self.user(connection, sender).await? {
@@ -70,18 +72,36 @@ impl Face {
         Ok(user)
     }
 
-    async fn text(&self, request: Request) -> Result<String, Refusal> {
+    /// A question whose answer is a text.
+    pub async fn text(&self, request: Request) -> Result<String, Refusal> {
         match self.handle.ask(request).await? {
             Reply::Text(text) => Ok(text),
             Reply::Pipe(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
         }
     }
 
-    async fn pipe(&self, request: Request) -> Result<zbus::OwnedFd, Refusal> {
+    /// A question whose answer is read from a pipe.
+    pub async fn pipe(&self, request: Request) -> Result<zbus::OwnedFd, Refusal> {
         match self.handle.ask(request).await? {
             Reply::Pipe(fd) => Ok(fd.into()),
             Reply::Text(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a pipe".to_owned())),
         }
+    }
+}
+
+/// The object that is served.
+pub struct Face {
+    gate: Gate,
+    version: String,
+    hypervisor: String,
+    domain: String,
+}
+
+impl Face {
+    /// A face for a running agent.
+    pub fn new(handle: Handle, trust: Trust, hypervisor: String, domain: String) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { gate: Gate::new(handle, trust), version, hypervisor, domain }
     }
 }
 
@@ -94,8 +114,8 @@ impl Face {
         who: String,
         filter: String,
     ) -> Result<String, Refusal> {
-        self.check(&header, connection, &who).await?;
-        self.text(Request::Status { who, filter }).await
+        self.gate.check(&header, connection, &who).await?;
+        self.gate.text(Request::Status { who, filter }).await
     }
 
     async fn plan(
@@ -103,8 +123,8 @@ impl Face {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &zbus::Connection,
     ) -> Result<String, Refusal> {
-        self.check(&header, connection, "").await?;
-        self.text(Request::Plan).await
+        self.gate.check(&header, connection, "").await?;
+        self.gate.text(Request::Plan).await
     }
 
     async fn open_repository(
@@ -115,8 +135,8 @@ impl Face {
         name: String,
         access: String,
     ) -> Result<String, Refusal> {
-        self.check(&header, connection, &who).await?;
-        self.text(Request::OpenRepository { who, name, access }).await
+        self.gate.check(&header, connection, &who).await?;
+        self.gate.text(Request::OpenRepository { who, name, access }).await
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is one word of the method's signature on the bus")]
@@ -131,8 +151,8 @@ impl Face {
         new: String,
         mode: String,
     ) -> Result<String, Refusal> {
-        self.check(&header, connection, &who).await?;
-        self.text(Request::Push { who, repository, reference, old, new, mode }).await
+        self.gate.check(&header, connection, &who).await?;
+        self.gate.text(Request::Push { who, repository, reference, old, new, mode }).await
     }
 
     async fn plant(
@@ -143,8 +163,8 @@ impl Face {
         uri: String,
         code: String,
     ) -> Result<String, Refusal> {
-        self.check(&header, connection, &who).await?;
-        self.text(Request::Plant { who, uri, code }).await
+        self.gate.check(&header, connection, &who).await?;
+        self.gate.text(Request::Plant { who, uri, code }).await
     }
 
     async fn deploy(
@@ -154,8 +174,8 @@ impl Face {
         who: String,
         repository: String,
     ) -> Result<String, Refusal> {
-        self.check(&header, connection, &who).await?;
-        self.text(Request::Deploy { who, repository }).await
+        self.gate.check(&header, connection, &who).await?;
+        self.gate.text(Request::Deploy { who, repository }).await
     }
 
     async fn follow(
@@ -165,8 +185,8 @@ impl Face {
         who: String,
         job: String,
     ) -> Result<zbus::OwnedFd, Refusal> {
-        self.check(&header, connection, &who).await?;
-        self.pipe(Request::Follow { who, job }).await
+        self.gate.check(&header, connection, &who).await?;
+        self.gate.pipe(Request::Follow { who, job }).await
     }
 
     async fn logs(
@@ -178,8 +198,8 @@ impl Face {
         lines: u32,
         follow: bool,
     ) -> Result<zbus::OwnedFd, Refusal> {
-        self.check(&header, connection, &who).await?;
-        self.pipe(Request::Logs { who, instance, lines, follow }).await
+        self.gate.check(&header, connection, &who).await?;
+        self.gate.pipe(Request::Logs { who, instance, lines, follow }).await
     }
 
     async fn restart(
@@ -189,8 +209,8 @@ impl Face {
         who: String,
         instance: String,
     ) -> Result<String, Refusal> {
-        self.check(&header, connection, &who).await?;
-        self.text(Request::Restart { who, instance }).await
+        self.gate.check(&header, connection, &who).await?;
+        self.gate.text(Request::Restart { who, instance }).await
     }
 
     async fn new_invite(
@@ -201,8 +221,8 @@ impl Face {
         expires_secs: u64,
         note: String,
     ) -> Result<String, Refusal> {
-        self.check(&header, connection, "").await?;
-        self.text(Request::NewInvite { uses, expires_secs, note }).await
+        self.gate.check(&header, connection, "").await?;
+        self.gate.text(Request::NewInvite { uses, expires_secs, note }).await
     }
 
     async fn list_invites(
@@ -210,8 +230,8 @@ impl Face {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &zbus::Connection,
     ) -> Result<String, Refusal> {
-        self.check(&header, connection, "").await?;
-        self.text(Request::ListInvites).await
+        self.gate.check(&header, connection, "").await?;
+        self.gate.text(Request::ListInvites).await
     }
 
     async fn revoke_invite(
@@ -220,8 +240,8 @@ impl Face {
         #[zbus(connection)] connection: &zbus::Connection,
         id: String,
     ) -> Result<(), Refusal> {
-        self.check(&header, connection, "").await?;
-        self.handle.ask(Request::RevokeInvite { id }).await.map(drop)
+        self.gate.check(&header, connection, "").await?;
+        self.gate.handle.ask(Request::RevokeInvite { id }).await.map(drop)
     }
 
     async fn zone(
@@ -230,8 +250,8 @@ impl Face {
         #[zbus(connection)] connection: &zbus::Connection,
     ) -> Result<String, Refusal> {
         // The zone is public; who asks must still be one of the two users.
-        self.check(&header, connection, "anybody").await?;
-        self.text(Request::Zone).await
+        self.gate.check(&header, connection, "anybody").await?;
+        self.gate.text(Request::Zone).await
     }
 
     #[zbus(signal)]
@@ -318,8 +338,9 @@ fn instance_path(id: &InstanceId) -> String {
 
 /// Serves the agent on the system bus under its well-known name.
 pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
-    let handle = face.handle.clone();
-    let connection = zbus::connection::Builder::system().serve_at(PATH, face).name(NAME).build().await?;
+    let handle = face.gate.handle.clone();
+    let github = github::GitHubFace::new(face.gate.clone());
+    let connection = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, github).name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
 }
