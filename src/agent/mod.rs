@@ -5,8 +5,10 @@
 //! and an instance whose lane is busy is left alone until it has ended.
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
+pub mod authority;
 pub mod bus;
 pub mod deploy;
+pub mod enter;
 mod guest;
 pub mod hook;
 mod invite;
@@ -72,6 +74,8 @@ pub struct Settings {
     pub host6: Vec<Ipv6Addr>,
     /// `qemu, emulating: /dev/kvm is not there`
     pub hypervisor: String,
+    /// What opens guests; `layout.guest_ca` is its public half.
+    pub authority: authority::Authority,
 }
 
 /// Everything that wakes the loop.

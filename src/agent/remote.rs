@@ -70,10 +70,10 @@ pub enum Notice {
     Delivered(Delivery, Answer),
 }
 
-/// Where a branch is, and the `.authorized_keys` there.
+/// Where a branch is, and the `.authorized_keys` there, or why it could not be read.
 pub struct Fetched {
     found: Found,
-    keys: Option<String>,
+    keys: Result<Option<String>, String>,
 }
 
 /// Who plants what, with which invite code.
@@ -214,7 +214,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         invite.uses_left -= 1;
         let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
         let name = namespace.as_str().parse().map_err(invalid)?;
-        let repository = Repository { name, owner: who.clone(), keys: Vec::new(), created: now() };
+        let repository = Repository::new(name, who.clone(), now());
         let upstream = Upstream { repository, secret: secret.clone(), branch: None, seen: None };
         let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash: uri.hash(), by: who, at: now() };
         // A token of an earlier life of this plant was given for another's sake.
@@ -311,9 +311,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         if again {
             return self.fetch_remote(&namespace, next);
         }
-        // What fails again and again is tried less and less often, up to a day apart.
-        let pause = self.shared.settings.remotes.every.saturating_mul(1 << failures.min(8)).min(Duration::from_secs(86_400));
-        self.fetch_in(&namespace, pause.max(self.shared.settings.remotes.every));
+        // What failed is tried again soon, and then less and less often, up to a day apart.
+        let Settings { every, pause, .. } = &self.shared.settings.remotes;
+        let rest = match failures {
+            0 => *every,
+            _ => (*pause * 10).saturating_mul(1 << failures.min(20)).min(Duration::from_secs(86_400)),
+        };
+        self.fetch_in(&namespace, rest);
     }
 
     /// Deploys a commit that was not seen before, or whichever it is if somebody asked for it.
@@ -329,7 +333,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         if job.is_none() && upstream.seen.as_ref() == Some(&commit) {
             return;
         }
-        let (keys, notes) = new_keys(&upstream.repository, keys.as_deref());
+        // Its forge decides who may push there; whoever may is taken at his word.
+        let (keys, notes) = new_keys(&upstream.repository, &Principal::Operator, keys, now());
         let repository = Repository { keys, ..upstream.repository.clone() };
         let ask = Ask { repo: repository.name.clone(), reference: branch.clone(), commit: commit.clone(), by: plant.by, at: now() };
         let upstream = Upstream { repository, branch: Some(branch.clone()), seen: Some(commit.clone()), ..upstream };
@@ -464,11 +469,10 @@ async fn bring<H: Host, B: Builder>(shared: &super::Shared<H, B>, wanted: &Wante
     let settings = &shared.settings;
     let found = settings.remotes.fetcher.fetch(wanted).await?;
     if wanted.known.as_ref() == Some(&found.commit) {
-        return Ok(Fetched { found, keys: None });
+        return Ok(Fetched { found, keys: Ok(None) });
     }
     let place = Place::Mirror(wanted.namespace.clone(), settings.remotes.fetcher.path(&wanted.namespace));
-    let keys = settings.reader.authorized_keys(&place, &found.commit).await;
-    let keys = keys.map_err(|error| FetchError::Refused(chain(&error)))?;
+    let keys = settings.reader.authorized_keys(&place, &found.commit).await.map_err(|error| chain(&error));
     Ok(Fetched { found, keys })
 }
 

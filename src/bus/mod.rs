@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 pub mod github;
+pub mod guest;
 
 pub use crate::render::zone::{Zone, ZoneEntry};
 

@@ -11,6 +11,7 @@
 
 pub mod access;
 pub mod address;
+pub mod authorized_keys;
 pub mod caller;
 pub mod desired;
 pub mod flake;

@@ -67,12 +67,7 @@ mod tests {
             at: 7,
         };
         let upstream = Upstream {
-            repository: Repository {
-                name: namespace.as_str().parse().expect("valid"),
-                owner: crate::spec::access::fingerprint(b"key"),
-                keys: vec![],
-                created: 7,
-            },
+            repository: Repository::new(namespace.as_str().parse().expect("valid"), crate::spec::access::fingerprint(b"key"), 7),
             secret: Secret("s3cret".into()),
             branch: None,
             seen: None,

@@ -6,5 +6,6 @@ mod world;
 
 mod access;
 mod deploy;
+mod enter;
 mod remote;
 mod restart;

@@ -57,7 +57,7 @@ async fn commit_of(world: &World, uri: &str) -> String {
 }
 
 async fn runs(world: &World, uri: &str, commit: &str) {
-    for _ in 0..400 {
+    for _ in 0..1200 {
         if commit_of(world, uri).await == commit {
             return;
         }

@@ -10,14 +10,16 @@ use std::{
 
 use seed::{
     agent::{
-        Agent, Handle, Settings, hook, remote,
+        Agent, Handle, Settings,
+        authority::Authority,
+        hook, remote,
         request::{Reply, Request},
     },
     build::{BuildError, Builder, Evaluated, Job, Realised, fetch::Fetcher},
     bus::{Level, Outcome, Progress, Pushed, Refusal, Status},
     config::Config,
     host::sim::Sim,
-    render::{Tools, Vmm},
+    render::{Layout, Tools, Vmm},
     spec::{
         access::fingerprint,
         name::{InstanceId, KeyId, Namespace, StorePath},
@@ -296,8 +298,9 @@ async fn start(
         vhost_device_vsock: tool("vhost-device-vsock"),
         journal_remote: tool("systemd-journal-remote"),
     };
+    let authority = Authority::load_or_make(&dir.path().join("guest-ca")).unwrap();
     let settings = Settings {
-        layout: config.layout(Vmm::Qemu { kvm: false }, tools),
+        layout: Layout { guest_ca: authority.public(), ..config.layout(Vmm::Qemu { kvm: false }, tools) },
         repositories: dir.path().join("repos"),
         reader: seed::build::source::Reader::Here,
         remotes: remote::Settings {
@@ -321,6 +324,7 @@ async fn start(
         host4: vec![],
         host6: vec![],
         hypervisor: "a machine made of memory".to_owned(),
+        authority,
     };
     let (agent, handle) = Agent::new(sim.clone(), state.clone(), table.clone(), settings).await.unwrap();
     (handle, tokio::spawn(agent.run()))

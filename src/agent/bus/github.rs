@@ -1,10 +1,13 @@
 //! `farm.loom.Seed1.GitHub` on the bus.
 
+use std::sync::Arc;
+
 use zbus::message::Header;
 
-use super::Gate;
+use super::Callers;
 use crate::{
     agent::{
+        Handle,
         remote::Question,
         request::{Reply, Request},
     },
@@ -12,24 +15,28 @@ use crate::{
     state::Secret,
 };
 
-/// The interface, before a running agent.
+/// What there is to ask of repositories from elsewhere, on the agent's object.
 pub struct GitHubFace {
-    gate: Gate,
+    pub(super) handle: Handle,
+    pub(super) callers: Arc<Callers>,
 }
 
 impl GitHubFace {
-    pub fn new(gate: Gate) -> Self {
-        Self { gate }
-    }
-
     async fn text(&self, question: Question) -> Result<String, Refusal> {
-        self.gate.text(Request::Remote(question)).await
+        match self.handle.ask(Request::Remote(question)).await? {
+            Reply::Text(text) => Ok(text),
+            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
+                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
+            }
+        }
     }
 
     async fn nothing(&self, question: Question) -> Result<(), Refusal> {
-        match self.gate.handle.ask(Request::Remote(question)).await? {
+        match self.handle.ask(Request::Remote(question)).await? {
             Reply::Nothing => Ok(()),
-            Reply::Text(_) | Reply::Pipe(_) => Err(Refusal::Failed("this is a bug in Seed: not nothing".to_owned())),
+            Reply::Text(_) | Reply::Pipe(_) | Reply::Way(..) => {
+                Err(Refusal::Failed("this is a bug in Seed: not nothing".to_owned()))
+            }
         }
     }
 }
@@ -45,7 +52,7 @@ impl GitHubFace {
         code: String,
         private: bool,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
+        self.callers.check(&header, connection, &who).await?;
         self.text(Question::Plant { who, uri, code, private }).await
     }
 
@@ -56,7 +63,7 @@ impl GitHubFace {
         who: String,
         repository: String,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
+        self.callers.check(&header, connection, &who).await?;
         self.text(Question::Show { who, repository }).await
     }
 
@@ -68,7 +75,7 @@ impl GitHubFace {
         repository: String,
         token: String,
     ) -> Result<(), Refusal> {
-        self.gate.check(&header, connection, &who).await?;
+        self.callers.check(&header, connection, &who).await?;
         self.nothing(Question::SetToken { who, repository, token: Secret(token) }).await
     }
 
@@ -79,7 +86,7 @@ impl GitHubFace {
         who: String,
         repository: String,
     ) -> Result<(), Refusal> {
-        self.gate.check(&header, connection, &who).await?;
+        self.callers.check(&header, connection, &who).await?;
         self.nothing(Question::ForgetToken { who, repository }).await
     }
 
@@ -90,7 +97,7 @@ impl GitHubFace {
         who: String,
         repository: String,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
+        self.callers.check(&header, connection, &who).await?;
         self.text(Question::NewSecret { who, repository }).await
     }
 
@@ -104,7 +111,7 @@ impl GitHubFace {
         body: Vec<u8>,
     ) -> Result<String, Refusal> {
         // Its signature says who asks; the call must still come from one of the two users.
-        self.gate.check(&header, connection, "anybody").await?;
+        self.callers.check(&header, connection, "anybody").await?;
         self.text(Question::Hook { repository, branch, signature, body }).await
     }
 }

@@ -1,16 +1,16 @@
 //! The agent's face on the system bus: turns calls into requests, and checks that a caller may speak for whom it speaks.
 #![allow(clippy::disallowed_types, reason = "zbus asks for a HashMap where the order of properties means nothing")]
 
+mod callers;
 mod github;
+mod guest;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use tokio::sync::Mutex;
-use zbus::{fdo, message::Header, names::UniqueName, object_server::SignalEmitter};
+use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
+pub use self::callers::Trust;
+use self::{callers::Callers, github::GitHubFace, guest::GuestFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -20,78 +20,10 @@ use crate::{
     spec::name::InstanceId,
 };
 
-/// Who may speak: on the bus, callers are told apart by their Unix user; a peer on a private socket (in tests) is who it says it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trust {
-    /// root may ask anything; this user may ask on behalf of keys.
-    Users {
-        door: u32,
-    },
-    Peer,
-}
-
-/// What every interface asks through: it knows who may speak for whom. Clones share what they know.
-#[derive(Clone)]
-pub struct Gate {
-    handle: Handle,
-    trust: Trust,
-    /// Unix users of callers, by unique name: a name is never used twice on one bus.
-    users: Arc<Mutex<HashMap<String, u32>>>,
-}
-
-impl Gate {
-    /// A gate before a running agent.
-    pub fn new(handle: Handle, trust: Trust) -> Self {
-        Self { handle, trust, users: Arc::default() }
-    }
-
-    /// Refuses callers that may not speak for `who`.
-    pub async fn check(&self, header: &Header<'_>, connection: &zbus::Connection, who: &str) -> Result<(), Refusal> {
-        let Trust::Users { door } = self.trust else { return Ok(()) };
-        let sender = header.sender().ok_or_else(|| Refusal::Denied("a call without a sender".to_owned()))?;
-        match self.user(connection, sender).await? {
-            0 => Ok(()),
-            user if user == door && !who.is_empty() => Ok(()),
-            user if user == door => Err(Refusal::Denied("only root may ask this".to_owned())),
-            user => Err(Refusal::Denied(format!("user {user} may not ask the agent"))),
-        }
-    }
-
-    async fn user(&self, connection: &zbus::Connection, sender: &UniqueName<'_>) -> Result<u32, Refusal> {
-        let mut users = self.users.lock().await;
-        if let Some(user) = users.get(sender.as_str()) {
-            return Ok(*user);
-        }
-        let bus = fdo::DBusProxy::new(connection).await.map_err(Refusal::ZBus)?;
-        let user = bus.get_connection_unix_user(sender.clone().into()).await;
-        let user = user.map_err(|error| Refusal::Denied(format!("the bus does not know the caller: {error}")))?;
-        if users.len() >= 1024 {
-            users.clear();
-        }
-        users.insert(sender.to_string(), user);
-        Ok(user)
-    }
-
-    /// A question whose answer is a text.
-    pub async fn text(&self, request: Request) -> Result<String, Refusal> {
-        match self.handle.ask(request).await? {
-            Reply::Text(text) => Ok(text),
-            Reply::Pipe(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
-        }
-    }
-
-    /// A question whose answer is read from a pipe.
-    pub async fn pipe(&self, request: Request) -> Result<zbus::OwnedFd, Refusal> {
-        match self.handle.ask(request).await? {
-            Reply::Pipe(fd) => Ok(fd.into()),
-            Reply::Text(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a pipe".to_owned())),
-        }
-    }
-}
-
 /// The object that is served.
 pub struct Face {
-    gate: Gate,
+    handle: Handle,
+    callers: Arc<Callers>,
     version: String,
     hypervisor: String,
     domain: String,
@@ -101,7 +33,29 @@ impl Face {
     /// A face for a running agent.
     pub fn new(handle: Handle, trust: Trust, hypervisor: String, domain: String) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { gate: Gate::new(handle, trust), version, hypervisor, domain }
+        Self { handle, callers: Arc::new(Callers::new(trust)), version, hypervisor, domain }
+    }
+
+    async fn check(&self, header: &Header<'_>, connection: &zbus::Connection, who: &str) -> Result<(), Refusal> {
+        self.callers.check(header, connection, who).await
+    }
+
+    async fn text(&self, request: Request) -> Result<String, Refusal> {
+        match self.handle.ask(request).await? {
+            Reply::Text(text) => Ok(text),
+            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
+                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
+            }
+        }
+    }
+
+    async fn pipe(&self, request: Request) -> Result<zbus::OwnedFd, Refusal> {
+        match self.handle.ask(request).await? {
+            Reply::Pipe(fd) => Ok(fd.into()),
+            Reply::Text(_) | Reply::Way(..) | Reply::Nothing => {
+                Err(Refusal::Failed("this is a bug in Seed: not a pipe".to_owned()))
+            }
+        }
     }
 }
 
@@ -114,8 +68,8 @@ impl Face {
         who: String,
         filter: String,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
-        self.gate.text(Request::Status { who, filter }).await
+        self.check(&header, connection, &who).await?;
+        self.text(Request::Status { who, filter }).await
     }
 
     async fn plan(
@@ -123,8 +77,8 @@ impl Face {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &zbus::Connection,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, "").await?;
-        self.gate.text(Request::Plan).await
+        self.check(&header, connection, "").await?;
+        self.text(Request::Plan).await
     }
 
     async fn open_repository(
@@ -135,8 +89,8 @@ impl Face {
         name: String,
         access: String,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
-        self.gate.text(Request::OpenRepository { who, name, access }).await
+        self.check(&header, connection, &who).await?;
+        self.text(Request::OpenRepository { who, name, access }).await
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is one word of the method's signature on the bus")]
@@ -151,8 +105,8 @@ impl Face {
         new: String,
         mode: String,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
-        self.gate.text(Request::Push { who, repository, reference, old, new, mode }).await
+        self.check(&header, connection, &who).await?;
+        self.text(Request::Push { who, repository, reference, old, new, mode }).await
     }
 
     async fn plant(
@@ -163,8 +117,8 @@ impl Face {
         uri: String,
         code: String,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
-        self.gate.text(Request::Plant { who, uri, code }).await
+        self.check(&header, connection, &who).await?;
+        self.text(Request::Plant { who, uri, code }).await
     }
 
     async fn deploy(
@@ -174,8 +128,8 @@ impl Face {
         who: String,
         repository: String,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
-        self.gate.text(Request::Deploy { who, repository }).await
+        self.check(&header, connection, &who).await?;
+        self.text(Request::Deploy { who, repository }).await
     }
 
     async fn follow(
@@ -185,8 +139,8 @@ impl Face {
         who: String,
         job: String,
     ) -> Result<zbus::OwnedFd, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
-        self.gate.pipe(Request::Follow { who, job }).await
+        self.check(&header, connection, &who).await?;
+        self.pipe(Request::Follow { who, job }).await
     }
 
     async fn logs(
@@ -198,8 +152,8 @@ impl Face {
         lines: u32,
         follow: bool,
     ) -> Result<zbus::OwnedFd, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
-        self.gate.pipe(Request::Logs { who, instance, lines, follow }).await
+        self.check(&header, connection, &who).await?;
+        self.pipe(Request::Logs { who, instance, lines, follow }).await
     }
 
     async fn restart(
@@ -209,8 +163,8 @@ impl Face {
         who: String,
         instance: String,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, &who).await?;
-        self.gate.text(Request::Restart { who, instance }).await
+        self.check(&header, connection, &who).await?;
+        self.text(Request::Restart { who, instance }).await
     }
 
     async fn new_invite(
@@ -221,8 +175,8 @@ impl Face {
         expires_secs: u64,
         note: String,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, "").await?;
-        self.gate.text(Request::NewInvite { uses, expires_secs, note }).await
+        self.check(&header, connection, "").await?;
+        self.text(Request::NewInvite { uses, expires_secs, note }).await
     }
 
     async fn list_invites(
@@ -230,8 +184,8 @@ impl Face {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &zbus::Connection,
     ) -> Result<String, Refusal> {
-        self.gate.check(&header, connection, "").await?;
-        self.gate.text(Request::ListInvites).await
+        self.check(&header, connection, "").await?;
+        self.text(Request::ListInvites).await
     }
 
     async fn revoke_invite(
@@ -240,8 +194,8 @@ impl Face {
         #[zbus(connection)] connection: &zbus::Connection,
         id: String,
     ) -> Result<(), Refusal> {
-        self.gate.check(&header, connection, "").await?;
-        self.gate.handle.ask(Request::RevokeInvite { id }).await.map(drop)
+        self.check(&header, connection, "").await?;
+        self.handle.ask(Request::RevokeInvite { id }).await.map(drop)
     }
 
     async fn zone(
@@ -250,8 +204,8 @@ impl Face {
         #[zbus(connection)] connection: &zbus::Connection,
     ) -> Result<String, Refusal> {
         // The zone is public; who asks must still be one of the two users.
-        self.gate.check(&header, connection, "anybody").await?;
-        self.gate.text(Request::Zone).await
+        self.check(&header, connection, "anybody").await?;
+        self.text(Request::Zone).await
     }
 
     #[zbus(signal)]
@@ -296,7 +250,9 @@ impl InstanceFace {
         }
         match self.handle.ask(Request::Restart { who: String::new(), instance: self.id.to_string() }).await? {
             Reply::Text(job) => Ok(job),
-            Reply::Pipe(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
+            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
+                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
+            }
         }
     }
 
@@ -338,9 +294,11 @@ fn instance_path(id: &InstanceId) -> String {
 
 /// Serves the agent on the system bus under its well-known name.
 pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
-    let handle = face.gate.handle.clone();
-    let github = github::GitHubFace::new(face.gate.clone());
-    let connection = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, github).name(NAME).build().await?;
+    let handle = face.handle.clone();
+    let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let github = GitHubFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let bus = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, github);
+    let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
 }
