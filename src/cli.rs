@@ -73,6 +73,9 @@ enum Verb {
     /// Make, list and revoke invite codes: invite new, invite list, invite revoke ID
     #[command(disable_help_flag = true)]
     Invite(Words),
+    /// Show how a repository from elsewhere is followed; remote REPO token|forget|secret
+    #[command(disable_help_flag = true)]
+    Remote(Words),
     /// Check a configuration and say every problem with it
     CheckConfig {
         /// The file to check
@@ -138,6 +141,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Restart(words) => ask("restart", words),
         Verb::Deploy(words) => ask("deploy", words),
         Verb::Invite(words) => ask("invite", words),
+        Verb::Remote(words) => ask("remote", words),
         Verb::CheckConfig { file } => {
             Config::load(&file)?;
             println!("{} can be used", file.display());
@@ -293,7 +297,8 @@ fn ask(verb: &str, words: Words) -> anyhow::Result<ExitCode> {
         let terminal = std::io::stdout().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
         let look = serve::shell::Look { terminal, colour };
-        let code = serve::shell::run(&words, None, &agent, tokio::io::stdout(), tokio::io::stderr(), look).await;
+        let code =
+            serve::shell::run(&words, None, &agent, tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr(), look).await;
         Ok(ExitCode::from(code))
     })
 }

@@ -361,9 +361,9 @@ fn read(reader: &mut Reader<'_>) -> Config {
             max_pack: reader.parsed("ssh", "max_pack", base.ssh.max_pack, |text| size(text, "64Ki", "64Gi")),
         },
         github: GitHub {
-            server: reader.parsed("github", "server", base.github.server, |text| http_url(text, false)),
+            server: reader.parsed("github", "server", base.github.server, http_url),
             webhook: reader.parsed("github", "webhook", base.github.webhook, |text| {
-                if text.is_empty() { Ok(None) } else { http_url(text, true).map(Some) }
+                if text.is_empty() { Ok(None) } else { http_url(text).map(Some) }
             }),
             fetch_every_secs: reader.number("github", "fetch_every_secs", base.github.fetch_every_secs, 10..=86_400),
             fetch_timeout_secs: reader.number("github", "fetch_timeout_secs", base.github.fetch_timeout_secs, 10..=3_600),
@@ -429,15 +429,14 @@ fn net(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "is no address or network: write 192.0.2.7 or 192.0.2.0/24 or 2001:db8::/32".to_owned())
 }
 
-/// A URL of a server, with or without a path, that can stand in an argument list and on a terminal.
-fn http_url(text: &str, with_path: bool) -> Result<String, String> {
+/// A URL without user and query, that can stand in an argument list and on a terminal.
+fn http_url(text: &str) -> Result<String, String> {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".:-".contains(&byte) || (with_path && b"/_~".contains(&byte));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".:-/_~".contains(&byte);
     let rest = rest.map(|rest| rest.trim_end_matches('/'));
     match rest.filter(|rest| !rest.is_empty() && !rest.starts_with(['-', '.', ':', '/']) && rest.bytes().all(plain)) {
         Some(_) => Ok(text.trim_end_matches('/').to_owned()),
-        None if with_path => Err("is no URL: write one, as in https://hooks.example.org/webhook/github".to_owned()),
-        None => Err("is no URL of a server: write one without a path, as in https://github.com".to_owned()),
+        None => Err("is no URL that can be used: write one, as in https://github.com".to_owned()),
     }
 }
 

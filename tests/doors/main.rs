@@ -3,6 +3,7 @@
 
 mod crowd;
 mod dns;
+mod hook;
 mod push;
 mod refused;
 mod shell;

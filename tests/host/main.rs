@@ -8,6 +8,7 @@ mod machine;
 mod bad_input;
 mod bus;
 mod crash;
+mod github;
 mod lacks;
 mod logs;
 mod network;

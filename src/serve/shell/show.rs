@@ -164,7 +164,7 @@ fn instant(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-fn unreadable<E: std::fmt::Display>(error: E) -> Refusal {
+pub(super) fn unreadable<E: std::fmt::Display>(error: E) -> Refusal {
     tracing::error!(%error, "the agent's answer could not be read");
     Refusal::Failed("the agent's answer could not be read: it is of another version than this program".into())
 }
