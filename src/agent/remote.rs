@@ -472,7 +472,8 @@ async fn bring<H: Host, B: Builder>(shared: &super::Shared<H, B>, wanted: &Wante
         return Ok(Fetched { found, keys: Ok(None) });
     }
     let place = Place::Mirror(wanted.namespace.clone(), settings.remotes.fetcher.path(&wanted.namespace));
-    let keys = settings.reader.authorized_keys(&place, &found.commit).await.map_err(|error| chain(&error));
+    let pushed = settings.reader.pushed(&place, found.branch.clone(), found.commit.clone()).await;
+    let keys = pushed.map_err(|error| FetchError::Refused(chain(&error)))?.keys;
     Ok(Fetched { found, keys })
 }
 

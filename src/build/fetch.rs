@@ -5,10 +5,10 @@
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use ipnet::IpNet;
-use tokio::{process::Command, sync::Semaphore};
+use tokio::{io::AsyncReadExt, process::Command, sync::Semaphore};
 
 pub use super::mirror::{Args, Found, MirrorError, fetch};
-use super::{complaint, reach, source::most};
+use super::{complaint, reach};
 use crate::spec::{
     name::{Commit, Namespace, RefName},
     quantity::Bytes,
@@ -178,3 +178,13 @@ const FETCH: &[&str] = &[
     "SystemCallErrorNumber=EPERM",
     "UMask=0077",
 ];
+
+/// Up to `limit` bytes of a stream; the rest is not read.
+pub(super) async fn most(stream: Option<impl tokio::io::AsyncRead + Unpin>, limit: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        // What was read before an error is all there is.
+        drop(stream.take(limit).read_to_end(&mut bytes).await);
+    }
+    bytes
+}

@@ -29,6 +29,9 @@ use crate::bus::{SeedProxy, Zone};
 const CONNECTIONS: usize = 256;
 /// A connection without a question is closed after this.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long questions wait for the agent's first word: less than a resolver's patience, which is 5 s. When agent and doors are restarted
+/// together, a question that waits is answered, and one that is refused is an error on somebody's screen.
+const FIRST_WORD: Duration = Duration::from_secs(4);
 /// Questions under way to the host's resolvers, in all and for one instance.
 const FORWARDS: usize = 512;
 const FORWARDS_OF_ONE: usize = 64;
@@ -115,6 +118,12 @@ impl Names {
         }
     }
 
+    /// Returns when there is a zone, or when that has taken too long.
+    async fn first_zone(&self) {
+        let mut view = self.view.clone();
+        drop(timeout(FIRST_WORD, view.wait_for(|view| view.domain.is_some())).await);
+    }
+
     fn answer(&self, question: &[u8], from: IpAddr, transport: Transport) -> Answer {
         let view = Arc::clone(&self.view.borrow());
         answer::answer(&view, from.to_canonical(), question, transport)
@@ -161,6 +170,7 @@ impl Drop for OneForward<'_> {
 
 /// Answers on a UDP socket.
 pub async fn serve_udp(names: Arc<Names>, socket: UdpSocket) {
+    names.first_zone().await;
     let socket = Arc::new(socket);
     let mut buffer = vec![0; 4096];
     loop {
@@ -196,6 +206,7 @@ async fn send(socket: &UdpSocket, bytes: &[u8], peer: SocketAddr) {
 
 /// Answers on a TCP listener.
 pub async fn serve_tcp(names: Arc<Names>, listener: TcpListener) {
+    names.first_zone().await;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -232,5 +243,38 @@ async fn converse(names: &Names, mut stream: TcpStream, peer: IpAddr) -> std::io
         let Ok(length) = u16::try_from(bytes.len()) else { return Ok(()) };
         let framed = [&length.to_be_bytes()[..], &bytes].concat();
         timeout(IDLE, stream.write_all(&framed)).await??;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::{
+        op::{Message, Query, ResponseCode},
+        rr::RecordType,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_waits_for_the_first_zone() {
+        let (zone, view) = watch::channel(Arc::default());
+        let door = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(door.local_addr().unwrap()).await.unwrap();
+        let serving = tokio::spawn(serve_udp(Arc::new(Names::new(view, Vec::new())), door));
+
+        let mut question = Message::query();
+        question.add_query(Query::query(Name::from_ascii("seed.example.").unwrap(), RecordType::A));
+        client.send(&question.to_vec().unwrap()).await.unwrap();
+        let mut buffer = [0; 512];
+        let early = timeout(Duration::from_millis(100), client.recv(&mut buffer)).await;
+        assert!(early.is_err(), "it was answered before the agent had spoken");
+
+        let known = Zone { serial: 1, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
+        zone.send_replace(Arc::new(View::new(known)));
+        let length = timeout(Duration::from_secs(2), client.recv(&mut buffer)).await.expect("an answer").unwrap();
+        let answer = Message::from_vec(&buffer[..length]).unwrap();
+        assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 1));
+        serving.abort();
     }
 }
