@@ -216,7 +216,8 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     let remotes = agent::remote::Settings {
         fetcher: Fetcher::Unit {
             systemd_run: "systemd-run".into(),
-            seed: found.tools.seed.clone().into(),
+            // The file itself: where it fetches, /etc is hidden, and with it links there.
+            seed: std::env::current_exe().unwrap_or_else(|_| found.tools.seed.clone().into()),
             git: found.git,
             allow: config.build.allow_addresses.clone(),
             timeout_secs: config.github.fetch_timeout_secs,
