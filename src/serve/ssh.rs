@@ -369,8 +369,12 @@ impl Asked {
             }
             Command::Verb(words) => {
                 // What the client sends is dropped, so that it is heard when it hangs up.
-                let input: Box<dyn AsyncRead + Unpin + Send + Sync> =
-                    if shell::reads(&words) { Box::new(input) } else { Box::new(tokio::io::empty()) };
+                let input: Box<dyn AsyncRead + Unpin + Send + Sync> = if shell::reads(&words) {
+                    Box::new(input)
+                } else {
+                    drop(input);
+                    Box::new(tokio::io::empty())
+                };
                 let terminal = self.terminal.is_some();
                 let look = Look { terminal, colour: self.terminal.is_some_and(|term| !term.is_empty() && term != "dumb") };
                 let out = Lines { to: write.make_writer(), terminal, owed: false };

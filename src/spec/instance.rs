@@ -100,6 +100,14 @@ pub struct Instance {
     pub tpm: bool,
 }
 
+impl Instance {
+    /// Whether both are the same version: closure and kernel parameters follow from the system, and need not be known yet.
+    pub fn is_version_of(&self, other: &Self) -> bool {
+        let plain = |one: &Self| Self { kernel_params: String::new(), closure: Vec::new(), ..one.clone() };
+        self.toplevel == other.toplevel && plain(self) == plain(other)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Protocol::{Dns, Http, Tcp};

@@ -10,6 +10,9 @@
 //! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
 //! | `upstream/<namespace>` | [`Upstream`] | a repository from elsewhere is planted, or a new commit of it was found |
 //! | `invite/<id>` | [`Invite`] | by the operator; removed when spent or revoked |
+//! | `stopped/<namespace>/<name>` | [`Stopped`] | somebody turned an instance off; removed when it is started, or gone |
+//! | `pin/<namespace>/<name>` | [`Pin`] | an instance is held, or was gone back with; removed with either, or with the instance |
+//! | `deploy/<namespace>/<began, 20 digits>` | [`Record`] | a deploy has ended; the last 50 are kept |
 //!
 //! The agent's store is [`sled`]: a journal in front, sled for what is older; its module says which files, and what a crash leaves in
 //! them. Every change is one [`Batch`], applied whole or not at all, and durable when [`State::commit`] returns. A crash between a commit
@@ -17,6 +20,7 @@
 //! that is not running yet, a lease whose instance is in no `want`, which is dropped.
 #![allow(clippy::disallowed_methods, reason = "this room keeps files")]
 
+pub mod history;
 pub mod journal;
 pub mod memory;
 pub mod record;
@@ -25,6 +29,8 @@ pub mod sled;
 use std::future::Future;
 
 use serde::{Deserialize, Serialize};
+
+pub use history::{Pin, Record, Stopped};
 
 use crate::spec::{
     access::Repository,
@@ -110,6 +116,9 @@ pub enum Change {
     Lease(InstanceId, Option<Lease>),
     Invite(String, Option<Invite>),
     Upstream(Namespace, Option<Upstream>),
+    Stopped(InstanceId, Option<Stopped>),
+    Pin(InstanceId, Option<Pin>),
+    Record(Namespace, u64, Option<Record>),
 }
 
 /// Writes that happen together.
@@ -126,6 +135,9 @@ pub struct Memory {
     pub leases: std::collections::BTreeMap<InstanceId, Lease>,
     pub invites: std::collections::BTreeMap<String, Invite>,
     pub upstreams: std::collections::BTreeMap<Namespace, Upstream>,
+    pub stopped: std::collections::BTreeMap<InstanceId, Stopped>,
+    pub pins: std::collections::BTreeMap<InstanceId, Pin>,
+    pub records: std::collections::BTreeMap<(Namespace, u64), Record>,
 }
 
 /// Where it is remembered. The agent holds a [`Memory`] that it reads from; a store only loads it once and takes batches.
@@ -185,6 +197,9 @@ impl Memory {
             Change::Lease(key, value) => set(&mut self.leases, key, value),
             Change::Invite(key, value) => set(&mut self.invites, key, value),
             Change::Upstream(key, value) => set(&mut self.upstreams, key, value),
+            Change::Stopped(key, value) => set(&mut self.stopped, key, value),
+            Change::Pin(key, value) => set(&mut self.pins, key, value),
+            Change::Record(namespace, at, value) => set(&mut self.records, (namespace, at), value),
         }
     }
 }

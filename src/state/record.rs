@@ -21,6 +21,9 @@ pub fn encode(change: &Change) -> Write {
         Change::Lease(id, value) => (format!("lease/{id}"), json(value)),
         Change::Invite(id, value) => (format!("invite/{id}"), json(value)),
         Change::Upstream(namespace, value) => (format!("upstream/{namespace}"), json(value)),
+        Change::Stopped(id, value) => (format!("stopped/{id}"), json(value)),
+        Change::Pin(id, value) => (format!("pin/{id}"), json(value)),
+        Change::Record(namespace, at, value) => (format!("deploy/{namespace}/{at:020}"), json(value)),
     }
 }
 
@@ -43,6 +46,12 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "lease" => Change::Lease(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "invite" => Change::Invite(name.to_owned(), json(key, value)?),
         "upstream" => Change::Upstream(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "stopped" => Change::Stopped(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "pin" => Change::Pin(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "deploy" => {
+            let (namespace, at) = name.split_once('/').ok_or_else(unknown)?;
+            Change::Record(namespace.parse().map_err(|_| unknown())?, at.parse().map_err(|_| unknown())?, json(key, value)?)
+        }
         _ => return Err(unknown()),
     })
 }
@@ -52,8 +61,23 @@ mod tests {
     use super::*;
     use crate::{
         spec::{access::Repository, address::Lease, name::FlakeUri},
-        state::{Ask, Invite, Secret, Upstream},
+        state::{Ask, Invite, Pin, Record, Secret, Stopped, Upstream},
     };
+
+    fn record() -> Record {
+        Record {
+            kind: "push".into(),
+            by: None,
+            reference: "refs/heads/main".parse().expect("valid"),
+            commit: "0123456789abcdef0123456789abcdef01234567".parse().expect("valid"),
+            generation: None,
+            ended: 9,
+            outcome: "failed".into(),
+            stages: vec![("eval".into(), 12)],
+            changes: vec!["web: start (new)".into()],
+            text: "no".into(),
+        }
+    }
 
     #[test]
     fn documents_come_back_as_they_were_written() {
@@ -78,6 +102,12 @@ mod tests {
             Change::Invite("k7".into(), Some(invite)),
             Change::Ask(namespace.clone(), Some(ask)),
             Change::Lease(format!("{namespace}/web").parse().expect("valid"), Some(Lease(7))),
+            Change::Stopped(format!("{namespace}/web").parse().expect("valid"), Some(Stopped { by: None, at: 7 })),
+            Change::Pin(
+                format!("{namespace}/web").parse().expect("valid"),
+                Some(Pin { by: Some(crate::spec::access::fingerprint(b"key")), at: 7, held: true, refused: Vec::new() }),
+            ),
+            Change::Record(namespace.clone(), 42, Some(record())),
         ];
         for change in table {
             let (key, value) = encode(&change);
@@ -89,7 +119,18 @@ mod tests {
 
     #[test]
     fn what_this_version_does_not_know_is_refused_by_name() {
-        for key in ["", "plant", "plant/", "plant/x", "lease/x", "past/s-aaaaaaaaaaaa/x", "zone/x", "want/S-AAAAAAAAAAAA"] {
+        for key in [
+            "",
+            "plant",
+            "plant/",
+            "plant/x",
+            "lease/x",
+            "past/s-aaaaaaaaaaaa/x",
+            "deploy/s-aaaaaaaaaaaa/x",
+            "stopped/x",
+            "zone/x",
+            "want/S-AAAAAAAAAAAA",
+        ] {
             assert!(matches!(decode(key, b"{}"), Err(StateError::Key(given)) if given == key), "{key}");
         }
         let error = decode("lease/s-aaaaaaaaaaaa/web", b"\"x\"").expect_err("no number");

@@ -7,5 +7,6 @@ mod world;
 mod access;
 mod deploy;
 mod enter;
+mod history;
 mod remote;
 mod restart;

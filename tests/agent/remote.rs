@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hmac::{Hmac, Mac};
 use seed::{
-    agent::{remote::Question, request::Request},
+    agent::{history::History, remote::Question, request::Request},
     bus::{
         Outcome, Refusal,
         github::{RemotePlanted, RemoteStatus, Webhook},
@@ -297,4 +297,47 @@ async fn keys_that_stand_in_the_repository_may_act_and_the_one_that_planted_it_c
     let (_, said) = world.follow(&job).await;
     assert!(said.contains("stays as it was"), "{said}");
     assert!(world.text(deploy(&guest)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_gone_back_from_does_not_return_by_itself_and_unplanting_leaves_no_secret() {
+    let mut world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    world.forge.commit("ann/app", "main", &[]);
+    world.every(Duration::from_millis(100)).await;
+    let secret = planted(&world, "github:ann/app").await.webhook.secret;
+    world.table.set("web", "two", json!({}));
+    let second = world.forge.commit("ann/app", "main", &[]);
+    runs(&world, "github:ann/app", &second).await;
+    let web = id("github:ann/app", "web");
+    let good = |world: &World| world.sim.running(&web).is_some_and(|text| text.contains("-one/"));
+    world.until("the second runs", |world| world.sim.running(&web).is_some_and(|text| text.contains("-two/"))).await;
+    let who = ann().to_string();
+    let back = History::Rollback { who: who.clone(), instance: "app/web".into(), generation: String::new() };
+    // The deploy may still be saying that it is done.
+    let mut job = world.text(Request::History(back.clone())).await;
+    for _ in 0..100 {
+        if job.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        job = world.text(Request::History(back.clone())).await;
+    }
+    let (outcome, said) = world.follow(&job.unwrap()).await;
+    assert!(outcome == Outcome::Done && good(&world), "{said}");
+    // It is looked at several times, and a delivery comes for a commit that is known.
+    assert_eq!(hook(&world, "ann/app", "refs/heads/main", &sign(&secret, "x"), "x").await.unwrap(), "fetching");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(good(&world), "nobody brought it back");
+
+    let token = Secret("s3cret".into());
+    world.handle.ask(ask(Question::SetToken { who: who.clone(), repository: "app".into(), token })).await.unwrap();
+    world.text(Request::History(History::Unplant { who, repository: "github:ann/app".into() })).await.unwrap();
+    world.until("it is gone", |world| world.sim.running(&web).is_none()).await;
+    assert!(world.state.memory().upstreams.is_empty());
+    assert!(hook(&world, "ann/app", "refs/heads/main", &sign(&secret, "y"), "y").await.is_err());
+    assert_eq!(std::fs::read_dir(world.path("credentials")).unwrap().count(), 0, "the token is gone");
+    let asked = world.forge.requests("");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(world.forge.requests("") <= asked + 2, "it is not looked at any more");
 }

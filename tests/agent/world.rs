@@ -152,6 +152,11 @@ impl World {
         Self { sim, state, table, handle, forge, every, running, dir }
     }
 
+    /// A path among the agent's files.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// The agent is killed where it stands, and started again.
     pub async fn kill_agent(&mut self) {
         self.running.abort();
@@ -262,6 +267,12 @@ impl World {
         serde_json::from_str(&text).unwrap()
     }
 
+    /// Where what the last deploy of a repository said is kept.
+    pub fn kept(&self, repo: &str) -> std::path::PathBuf {
+        let namespace = id(repo, "web").namespace;
+        self.dir.path().join("state/deploys").join(format!("{namespace}.jsonl"))
+    }
+
     /// Waits until `ready` holds.
     pub async fn until(&self, what: &str, mut ready: impl FnMut(&Self) -> bool) {
         for _ in 0..20_000 {
@@ -300,7 +311,11 @@ async fn start(
     };
     let authority = Authority::load_or_make(&dir.path().join("guest-ca")).unwrap();
     let settings = Settings {
-        layout: Layout { guest_ca: authority.public(), ..config.layout(Vmm::Qemu { kvm: false }, tools) },
+        layout: Layout {
+            state: dir.path().join("state"),
+            guest_ca: authority.public(),
+            ..config.layout(Vmm::Qemu { kvm: false }, tools)
+        },
         repositories: dir.path().join("repos"),
         reader: seed::build::source::Reader::Here,
         remotes: remote::Settings {

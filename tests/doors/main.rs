@@ -3,6 +3,7 @@
 
 mod crowd;
 mod dns;
+mod history;
 mod hook;
 mod push;
 mod refused;

@@ -4,13 +4,14 @@
 mod callers;
 mod github;
 mod guest;
+mod history;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
 pub use self::callers::Trust;
-use self::{callers::Callers, github::GitHubFace, guest::GuestFace};
+use self::{callers::Callers, github::GitHubFace, guest::GuestFace, history::HistoryFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -149,11 +150,10 @@ impl Face {
         #[zbus(connection)] connection: &zbus::Connection,
         who: String,
         instance: String,
-        lines: u32,
-        follow: bool,
+        query: String,
     ) -> Result<zbus::OwnedFd, Refusal> {
         self.check(&header, connection, &who).await?;
-        self.pipe(Request::Logs { who, instance, lines, follow }).await
+        self.pipe(Request::Logs { who, instance, query }).await
     }
 
     async fn restart(
@@ -297,7 +297,9 @@ pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
     let handle = face.handle.clone();
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let github = GitHubFace { handle: face.handle.clone(), callers: face.callers.clone() };
-    let bus = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, github);
+    let history = HistoryFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let bus = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, guest);
+    let bus = bus.serve_at(PATH, history).serve_at(PATH, github);
     let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
