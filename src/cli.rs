@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -32,6 +33,7 @@ use crate::{
     },
     build::{
         self,
+        fetch::Fetcher,
         nix::{NixBuilder, NixSettings},
     },
     bus::SeedProxy,
@@ -77,6 +79,9 @@ enum Verb {
         /// head, keys COMMIT, or export COMMIT
         what: Vec<String>,
     },
+    /// Fetch a repository from elsewhere; the agent starts it, as a user of its own
+    #[command(hide = true)]
+    FetchRepository(build::fetch::Args),
     /// Become virtiofsd with a view of one closure; seed-store@….service starts it
     #[command(hide = true)]
     StoreView(launch::store_view::Args),
@@ -135,6 +140,16 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             build::source::answer(&path, &question, &mut std::io::stdout().lock())?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::FetchRepository(args) => {
+            let token = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("token"));
+            let token = match token.filter(|path| path.exists()) {
+                Some(path) => Some(std::fs::read_to_string(path).context("could not read the token")?),
+                None => None,
+            };
+            let found = build::fetch::fetch(&args, token.as_deref().map(str::trim))?;
+            println!("{}", serde_json::to_string(&found).context("could not say what was found")?);
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::StoreView(args) => Ok(launch::store_view::main(args)),
     }
 }
@@ -182,6 +197,22 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         allow_addresses: config.build.allow_addresses.clone(),
         hidden: vec![config.storage.directory.clone(), config.paths.run.clone(), "/etc/seed".into()],
     });
+    let remotes = agent::remote::Settings {
+        fetcher: Fetcher::Unit {
+            systemd_run: "systemd-run".into(),
+            // The file itself: where it fetches, /etc is hidden, and with it links there.
+            seed: std::env::current_exe().unwrap_or_else(|_| found.tools.seed.clone().into()),
+            git: found.git,
+            allow: config.build.allow_addresses.clone(),
+            timeout_secs: config.github.fetch_timeout_secs,
+            max_pack: config.ssh.max_pack,
+        },
+        tokens: agent::hook::Tokens(config.credentials_directory()),
+        github: config.github.server.clone(),
+        webhook: config.webhook(),
+        every: Duration::from_secs(config.github.fetch_every_secs.into()),
+        pause: Duration::from_secs(1),
+    };
     let state = SledState::open(&config.state_directory()).context("could not open the state")?;
     let (host4, host6) = config.public_addresses();
     let settings = agent::Settings {
@@ -192,6 +223,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
             seed: found.tools.seed.clone().into(),
             user: "seed".to_owned(),
         },
+        remotes,
         work,
         parallel: config.build.parallel as usize,
         keep: config.build.keep_generations as usize,
@@ -284,7 +316,8 @@ fn ask(words: &[String]) -> anyhow::Result<ExitCode> {
         let terminal = std::io::stdout().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
         let look = serve::shell::Look { terminal, colour };
-        let code = serve::shell::run(words, None, &agent, tokio::io::stdout(), tokio::io::stderr(), look).await;
+        let (input, out, errors) = (tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr());
+        let code = serve::shell::run(words, None, &agent, input, out, errors, look).await;
         Ok(ExitCode::from(code))
     })
 }

@@ -28,6 +28,7 @@ in
       allowedTCPPorts = lib.mkIf cfg.openFirewall [
         cfg.settings.ssh.port
         53
+        80
       ];
       allowedUDPPorts = lib.mkIf cfg.openFirewall [ 53 ];
       # Instances ask the gateway for names. What else of the host they reach, which is nothing, Seed's own table decides.

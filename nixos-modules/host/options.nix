@@ -239,6 +239,42 @@ in
       };
     };
 
+    github = {
+      server = mkOption {
+        type = value.url;
+        default = "https://github.com";
+        example = "https://git.example.org";
+        description = ''
+          What `github:` stands for in what tenants plant: GitHub, or another server with the same addresses. One that is not public must
+          be in `build.allowAddresses`. Changing it restarts the agent and the doors.
+        '';
+      };
+      webhook = mkOption {
+        type = types.nullOr value.url;
+        default = null;
+        example = "https://hooks.example.org/webhook/github";
+        description = ''
+          The URL that tenants are told to give to the webhooks of their forges, where a proxy stands before the HTTP door. `null`:
+          `http://<domain>/webhook/github`. Changing it restarts the agent and the doors.
+        '';
+      };
+      fetchEvery = mkOption {
+        type = types.ints.between 10 86400;
+        default = 600;
+        example = 60;
+        description = ''
+          How often, in seconds, planted repositories from elsewhere are looked at whether or not a webhook comes. Changing it restarts the
+          agent and the doors.
+        '';
+      };
+      fetchTime = mkOption {
+        type = types.ints.between 10 3600;
+        default = 300;
+        example = 60;
+        description = "How long a fetch may take, in seconds. Changing it restarts the agent and the doors.";
+      };
+    };
+
     ssh = {
       port = mkOption {
         type = types.ints.between 1 65535;
@@ -286,8 +322,8 @@ in
       default = true;
       example = false;
       description = ''
-        Whether the firewall lets the world to the doors: SSH (`ssh.port`) and DNS (53). Instances reach DNS at their gateway in any
-        case, and what they expose is Seed's own table's to decide, whatever this says. Changing it reloads the firewall.
+        Whether the firewall lets the world to the doors: SSH (`ssh.port`), DNS (53) and webhooks (80). Instances reach DNS at their
+        gateway in any case, and what they expose is Seed's own table's to decide, whatever this says. Changing it reloads the firewall.
       '';
     };
 

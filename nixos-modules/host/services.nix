@@ -113,6 +113,7 @@ in
         (toString cfg.settings.ssh.port)
       ];
     };
+    systemd.sockets.seed-serve-http.wantedBy = [ "sockets.target" ];
     systemd.sockets.seed-serve-dns-tcp = {
       wantedBy = [ "sockets.target" ];
       socketConfig = dnsListen "ListenStream";

@@ -44,6 +44,12 @@ in
         inherit (cfg.ssh) port;
         max_pack = cfg.limits.push;
       };
+      github = mapAttrs (_: mkDefault) {
+        inherit (cfg.github) server;
+        webhook = if cfg.github.webhook == null then "" else cfg.github.webhook;
+        fetch_every_secs = cfg.github.fetchEvery;
+        fetch_timeout_secs = cfg.github.fetchTime;
+      };
       logs.max_per_instance = mkDefault cfg.limits.journal;
       paths = mapAttrs (_: mkDefault) {
         run = "/run/seed";

@@ -42,6 +42,9 @@ in
   size = text "size" ''size, a whole number with one of Ki, Mi, Gi, Ti, as in "500Mi" or "1Gi"'' (
     matches "[1-9][0-9]*(Ki|Mi|Gi|Ti)"
   );
+  url = text "url" ''URL without user and query, as in "https://git.example.org"'' (
+    matches "https?://[A-Za-z0-9][A-Za-z0-9.:/_~-]*"
+  );
   directory =
     text "directory" ''absolute path of letters, digits and . _ + -, as in "/var/lib/seed"''
       (matches directory);

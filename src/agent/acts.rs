@@ -9,6 +9,7 @@ use super::{
     history::History,
     now,
     patience::Patience,
+    remote,
     request::{Answer, Reply, Request, principal, text},
     resolve,
 };
@@ -130,6 +131,14 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
                 act("", "quota", &repository, &[namespace, changes])
             }
             Question::Repositories { .. } | Question::Quota { .. } | Question::Audit { .. } | Question::VerifyAudit => None,
+        },
+        Request::Remote(question) => match question {
+            remote::Question::Plant { who, uri, .. } => act(who, "plant", uri, &[uri]),
+            remote::Question::SetToken { who, repository, .. } => act(who, "remote token", repository, &[repository]),
+            remote::Question::ForgetToken { who, repository } => act(who, "remote forget", repository, &[repository]),
+            remote::Question::NewSecret { who, repository } => act(who, "remote secret", repository, &[repository]),
+            // A delivery has no key; the deploy that follows from it is in the history.
+            remote::Question::Show { .. } | remote::Question::Hook { .. } => None,
         },
         Request::History(question) => match question {
             History::Deploys { .. } => None,

@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{Event, Shared, chain, guest::wait_for_guest, job::Job, logs, now};
 use crate::{
-    build::{self, BuildError, Builder, Evaluated},
+    build::{self, BuildError, Builder, Evaluated, Place},
     bus::{Level, Outcome, Stage},
     host::Host,
     spec::{
@@ -39,6 +39,8 @@ pub(super) struct Deploy<H, B> {
     pub(super) shared: Arc<Shared<H, B>>,
     pub(super) namespace: Namespace,
     pub(super) ask: Ask,
+    /// Where the commit is.
+    pub(super) place: Place,
     pub(super) job: Job,
     /// What is wanted now.
     pub(super) before: Option<Deployment>,
@@ -154,8 +156,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     async fn evaluate(&self) -> Result<(build::Job, BTreeMap<InstanceName, Manifest>, BTreeMap<String, Evaluated>), Failed> {
         let settings = &self.shared.settings;
         let archive = settings.work.join(format!("{}.tar", self.job.name));
-        let repository = settings.repositories.join(format!("{}.git", self.ask.repo));
-        if let Err(error) = settings.reader.export(&repository, &self.ask.commit, &archive).await {
+        if let Err(error) = settings.reader.export(&self.place, &self.ask.commit, &archive).await {
             self.error(Stage::Eval, chain(&error));
             return Err(Failed(Stage::Eval));
         }

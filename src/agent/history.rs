@@ -6,7 +6,7 @@ use super::{
     Agent, Event,
     deploy::{Deploy, Settled},
     now,
-    request::{Reply, json, principal},
+    request::{Reply, invalid, json, principal},
     resolve,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         access::{Principal, Reach, Verb},
         desired::Deployment,
         instance::Instance,
-        name::{Generation, InstanceId, InstanceName, KeyId, Namespace},
+        name::{FlakeUri, Generation, InstanceId, InstanceName, KeyId, Namespace},
     },
     state::{Ask, Batch, Change, Pin, Record, State},
 };
@@ -311,7 +311,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             pin.refused.push(had);
         }
         let pin = Some(pin).filter(|pin| pin.held || !pin.refused.is_empty());
-        let crate::spec::name::FlakeUri::Silo(repo) = plant.uri;
+        let repo = match plant.uri {
+            FlakeUri::Silo(repo) => repo,
+            FlakeUri::Remote(_) => id.namespace.as_str().parse().map_err(invalid)?,
+        };
         let asked = Ask {
             repo,
             reference: now_wanted.reference.clone(),

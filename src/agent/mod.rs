@@ -13,6 +13,7 @@ pub mod deploy;
 pub mod enter;
 mod guest;
 pub mod history;
+pub mod hook;
 mod invite;
 pub mod job;
 pub mod logs;
@@ -21,6 +22,7 @@ mod power;
 mod queue;
 mod quota;
 pub mod reconcile;
+pub mod remote;
 mod repository;
 pub mod request;
 pub mod resolve;
@@ -67,6 +69,8 @@ pub struct Settings {
     pub repositories: PathBuf,
     /// How they are read.
     pub reader: Reader,
+    /// What it takes to follow repositories from elsewhere.
+    pub remotes: remote::Settings,
     /// Where source archives for builds are put.
     pub work: PathBuf,
     /// How many deploys may build at once.
@@ -108,6 +112,8 @@ pub enum Event {
     DeployEnded(Namespace, Option<Ask>, Box<Record>),
     /// A plan was said.
     PlanEnded,
+    /// A repository from elsewhere was fetched, or should be.
+    Remote(remote::Notice),
     /// Something changed on the machine.
     Changed,
     /// Time to look anyway.
@@ -154,6 +160,7 @@ pub struct Agent<H, S, B> {
     /// Of each namespace, the deploy that began last.
     last_deploy: BTreeMap<Namespace, Job>,
     lanes: Lanes,
+    remotes: remote::Remotes,
     zone: watch::Sender<Arc<Zone>>,
     record: acts::Record,
     guesses: invite::Guesses,
@@ -205,6 +212,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             deploying: BTreeMap::new(),
             last_deploy: BTreeMap::new(),
             lanes: Lanes::default(),
+            remotes: remote::Remotes::default(),
             zone,
             record,
             guesses: invite::Guesses::default(),
@@ -222,6 +230,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
         let watcher = tokio::spawn(watch_host(self.shared.clone()));
         self.look();
+        self.follow_remotes();
         while let Some(event) = self.inbox.recv().await {
             if matches!(event, Event::Quit) {
                 break;
@@ -247,6 +256,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             }
             Event::Proven(namespace) => self.proven(&namespace).await,
             Event::DeployEnded(namespace, ask, record) => self.deploy_ended(namespace, ask, *record).await,
+            Event::Remote(notice) => self.remote_notice(notice).await,
             Event::Changed | Event::Tick => self.look(),
             // What waits for a build is started after every event.
             Event::PlanEnded | Event::Quit => {}

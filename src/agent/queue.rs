@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::{Agent, Event, Queued, UnderWay, deploy::Deploy, history, job::Job};
 use crate::{
-    build::Builder,
+    build::{Builder, Place},
     bus::{Level, Outcome, Refusal, Stage},
     host::Host,
     spec::{
         desired::Deployment,
-        name::{InstanceName, KeyId, Namespace},
+        name::{FlakeUri, InstanceName, KeyId, Namespace, RepoName},
     },
     state::{Ask, Batch, Change, Pin, Record, State},
 };
@@ -26,16 +26,21 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Puts a deploy in the queue of its namespace. The newest wins: one that waits there is superseded.
     pub(super) fn enqueue(&mut self, namespace: Namespace, ask: Ask) -> Job {
         let job = self.jobs.create(namespace.clone());
+        self.enqueue_as(namespace, ask, job.clone());
+        job
+    }
+
+    /// The same, as a job that has begun already.
+    pub(super) fn enqueue_as(&mut self, namespace: Namespace, ask: Ask, job: Job) {
         if self.deploying.contains_key(&namespace) {
             job.say(Stage::Queue, Level::Info, "waiting for the deploy that is under way");
         } else if self.deploying.len() >= self.shared.settings.parallel {
             job.say(Stage::Queue, Level::Info, "waiting for a free builder");
         }
-        let queued = Queued { ask, job: job.clone() };
+        let queued = Queued { ask, job };
         if let Some(older) = self.queued.insert(namespace, queued) {
             older.job.end(Stage::Queue, Outcome::Superseded, "a newer push took its place");
         }
-        job
     }
 
     /// Starts queued deploys: one at a time for each namespace, so many at once in all.
@@ -112,7 +117,17 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             .filter(|(id, _)| id.namespace == namespace)
             .map(|(id, pin)| (id.name.clone(), pin.clone()))
             .collect();
-        Deploy { shared: self.shared.clone(), namespace, ask, job, before, good, kept, quota, pins, kind, by }
+        let place = self.place_of(&namespace, &ask.repo);
+        Deploy { shared: self.shared.clone(), namespace, ask, place, job, before, good, kept, quota, pins, kind, by }
+    }
+
+    /// Where the repository of a deploy is.
+    fn place_of(&self, namespace: &Namespace, repository: &RepoName) -> Place {
+        let settings = &self.shared.settings;
+        match self.memory.plants.get(namespace).map(|plant| &plant.uri) {
+            Some(FlakeUri::Remote(_)) => Place::Mirror(namespace.clone(), settings.remotes.fetcher.path(namespace)),
+            _ => Place::Silo(settings.repositories.join(format!("{repository}.git"))),
+        }
     }
 
     /// Remembers that what is wanted now may be gone back to.

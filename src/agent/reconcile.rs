@@ -211,7 +211,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 
     /// Sends an event to the loop after a while.
-    fn later(&self, pause: Duration, event: Event) {
+    pub(super) fn later(&self, pause: Duration, event: Event) {
         let events = self.shared.events.clone();
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;

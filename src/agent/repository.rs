@@ -6,7 +6,7 @@ use super::{
     request::{Answer, Reply, Request, invalid, json, principal, source},
 };
 use crate::{
-    build::{Builder, source},
+    build::{Builder, Place, source},
     bus::{Opened, Planted, Pushed, Refusal},
     host::Host,
     spec::{
@@ -27,6 +27,11 @@ pub struct Read {
     head: Option<Commit>,
     /// The `.authorized_keys` of the commit that was pushed, or why it could not be read.
     keys: Result<Option<String>, String>,
+}
+
+/// For what is asked of a repository of this host, and never gets here.
+fn bug() -> Refusal {
+    Refusal::Failed("this is a bug in Seed: nothing of this host's repositories was asked".to_owned())
 }
 
 fn is_zero(commit: &Commit) -> bool {
@@ -111,11 +116,11 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         };
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            let path = shared.settings.repositories.join(format!("{name}.git"));
+            let place = Place::Silo(shared.settings.repositories.join(format!("{name}.git")));
             let reader = &shared.settings.reader;
             let read = match commit {
-                Some((reference, commit)) => reader.pushed(&path, reference, commit).await,
-                None => reader.head(&path).await,
+                Some((reference, commit)) => reader.pushed(&place, reference, commit).await,
+                None => reader.head(&place).await,
             };
             match read {
                 // The loop being gone means that the agent stops.
@@ -137,7 +142,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 Ok((name, (mode == "deploy" && !is_zero(&commit)).then_some((reference, commit))))
             }
             Request::Plant { who, uri, .. } => {
-                let FlakeUri::Silo(name) = uri.parse().map_err(invalid)?;
+                let FlakeUri::Silo(name) = uri.parse().map_err(invalid)? else { return Err(bug()) };
                 self.writable(&principal(who)?, &name)?;
                 Ok((name, None))
             }
@@ -146,7 +151,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 self.writable(&principal(who)?, &name)?;
                 Ok((name, None))
             }
-            _ => Err(Refusal::Failed("this is a bug in Seed: nothing to read".to_owned())),
+            _ => Err(bug()),
         }
     }
 
@@ -158,7 +163,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             }
             Request::Plant { who, uri, code } => self.plant(&who, &uri, &code, read).await,
             Request::Deploy { who, repository } => self.deploy_again(&who, &repository, read).await,
-            _ => Err(Refusal::Failed("this is a bug in Seed: nothing was to be read".to_owned())),
+            _ => Err(bug()),
         };
         // Who has stopped waiting does not care.
         drop(answer.send(reply));
@@ -219,7 +224,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     async fn plant(&mut self, who: &str, uri: &str, code: &str, read: Read) -> Result<Reply, Refusal> {
         let (from, who) = (source(who), principal(who)?);
         let uri: FlakeUri = uri.parse().map_err(invalid)?;
-        let FlakeUri::Silo(name) = &uri;
+        let FlakeUri::Silo(name) = &uri else { return Err(bug()) };
         let name = name.clone();
         let repository = self.writable(&who, &name)?;
         let by = match &who {
@@ -299,7 +304,12 @@ const TOLD: usize = 10;
 
 /// The keys that a repository has after a push by `who`, and what to tell the pusher. A file that is missing, empty or unreadable changes
 /// nothing, and neither does one that was pushed by a key that may not decide about the repository.
-fn new_keys(repository: &Repository, who: &Principal, file: Result<Option<String>, String>, now: u64) -> (Vec<Grant>, Vec<String>) {
+pub(super) fn new_keys(
+    repository: &Repository,
+    who: &Principal,
+    file: Result<Option<String>, String>,
+    now: u64,
+) -> (Vec<Grant>, Vec<String>) {
     let before = || repository.keys.clone();
     let text = match file {
         Ok(Some(text)) => text,

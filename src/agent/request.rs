@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, access::Question, chain, enter::Enter, history::History, logs, now, resolve};
+use super::{Agent, access::Question, chain, enter::Enter, history::History, logs, now, remote, resolve};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -35,6 +35,7 @@ pub enum Request {
     RevokeInvite { id: String },
     Zone,
     Access(Question),
+    Remote(remote::Question),
     History(History),
 }
 
@@ -88,6 +89,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Status { who, filter } => return self.status(&who, &filter, answer),
             Request::Plan => return self.plan(answer),
             Request::OpenRepository { who, name, access } => return self.open_repository(&who, &name, &access, answer).await,
+            Request::Plant { who, uri, code } if remote::is_remote(&uri) => {
+                return self.remote(remote::Question::Plant { who, uri, code, private: false }, answer).await;
+            }
+            Request::Deploy { who, repository } if self.is_elsewhere(&who, &repository) => {
+                return self.deploy_remote(&who, &repository, answer);
+            }
+            Request::Remote(question) => return self.remote(question, answer).await,
             Request::Push { .. } | Request::Plant { .. } | Request::Deploy { .. } => return self.read_first(request, answer),
             Request::Follow { who, job } => self.follow(&who, &job),
             Request::Logs { who, instance, query } => self.logs(&who, &instance, &query),

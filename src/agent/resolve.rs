@@ -5,15 +5,14 @@ use crate::{
     bus::Refusal,
     spec::{
         access::{self, Principal, Reach, Verb},
-        name::{FlakeUri, InstanceId, Namespace},
+        name::{InstanceId, Namespace},
     },
     state::{Memory, Plant},
 };
 
 /// How far `who` may do `verb` to what was planted as `plant`.
 pub fn reach(memory: &Memory, who: &Principal, verb: Verb, plant: &Plant) -> Reach {
-    let FlakeUri::Silo(name) = &plant.uri;
-    match memory.repos.get(name) {
+    match memory.repository_of(plant) {
         Some(repository) => access::reach(who, verb, repository, now()),
         None if *who == Principal::Operator => Reach::Everything,
         None => Reach::Nothing,
@@ -47,7 +46,8 @@ pub fn plants<'a>(memory: &'a Memory, who: &Principal, filter: &str) -> Result<V
 
 /// The one instance that `who` calls `name` and may do `verb` to.
 pub fn instance(memory: &Memory, who: &Principal, verb: Verb, name: &str) -> Result<InstanceId, Refusal> {
-    let (place, wanted) = name.split_once('/').map_or((None, name), |(place, wanted)| (Some(place), wanted));
+    // A flake has slashes of its own (github:user/repo/web); an instance has none.
+    let (place, wanted) = name.rsplit_once('/').map_or((None, name), |(place, wanted)| (Some(place), wanted));
     let mut found = Vec::new();
     let mut all = Vec::new();
     for plant in memory.plants.values() {
@@ -82,8 +82,7 @@ pub fn instance(memory: &Memory, who: &Principal, verb: Verb, name: &str) -> Res
 
 /// The name of the repository that was planted.
 pub fn repository(plant: &Plant) -> String {
-    let FlakeUri::Silo(name) = &plant.uri;
-    name.to_string()
+    plant.uri.repository().to_owned()
 }
 
 /// The plant of a namespace of which `who` may see something.
@@ -112,7 +111,10 @@ mod tests {
     use super::*;
     use crate::{
         agent::samples,
-        spec::access::{Repository, fingerprint},
+        spec::{
+            access::{Repository, fingerprint},
+            name::FlakeUri,
+        },
     };
 
     fn memory() -> (Memory, Principal) {

@@ -14,7 +14,7 @@ use crate::{
     host::Host,
     spec::{
         access::Verb,
-        name::{InstanceId, Namespace},
+        name::{FlakeUri, InstanceId, Namespace},
     },
     state::{Batch, Change, Plant, State},
 };
@@ -64,7 +64,11 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         for (name, instance) in &instances {
             kept.extend(instance.volumes.iter().map(|(volume, spec)| format!("the volume {name}/{volume} ({})", spec.size)));
         }
-        kept.insert(0, format!("the repository {} and who may push to it", plant.uri));
+        match &plant.uri {
+            FlakeUri::Silo(_) => kept.insert(0, format!("the repository {} and who may push to it", plant.uri)),
+            // First the token: it was given for this plant, and must not outlive it.
+            FlakeUri::Remote(_) => drop(self.shared.settings.remotes.tokens.forget(namespace)?),
+        }
         self.commit(self.forget(namespace)).await?;
         self.publish_zone();
         tracing::info!(%namespace, flake = %plant.uri, "unplanted");
@@ -83,6 +87,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Change::Plant(namespace.clone(), None),
             Change::Want(namespace.clone(), None),
             Change::Ask(namespace.clone(), None),
+            Change::Upstream(namespace.clone(), None),
         ];
         batch.extend(memory.past.range(all.clone()).map(|((_, at), _)| Change::Past(namespace.clone(), *at, None)));
         batch.extend(memory.records.range(all).map(|((_, at), _)| Change::Record(namespace.clone(), *at, None)));

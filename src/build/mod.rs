@@ -2,11 +2,18 @@
 #![allow(clippy::disallowed_methods, reason = "this room runs nix")]
 
 pub mod complaint;
+pub mod fetch;
+mod mirror;
 pub mod nix;
+mod reach;
 mod roots;
 pub mod source;
 
-use std::{collections::BTreeMap, future::Future, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -41,6 +48,24 @@ pub struct Job {
     pub namespace: Namespace,
     /// The commit's tree as an uncompressed tar, with a single directory at its top.
     pub source: PathBuf,
+}
+
+/// Where a bare repository is, and with it whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Of this host; it belongs to the user of the doors.
+    Silo(PathBuf),
+    /// Fetched from elsewhere for this namespace; it belongs to a user of its own.
+    Mirror(Namespace, PathBuf),
+}
+
+impl Place {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Silo(path) | Self::Mirror(_, path) => path,
+        }
+    }
 }
 
 /// What turns sources into systems.

@@ -6,7 +6,6 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fs::Permissions,
     io,
-    net::IpAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
@@ -21,7 +20,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{BuildError, Builder, Evaluated, Job, Realised, complaint, roots};
+use super::{BuildError, Builder, Evaluated, Job, Realised, complaint, reach, roots};
 use crate::spec::{
     name::{Namespace, StorePath},
     quantity::Bytes,
@@ -148,14 +147,8 @@ impl NixBuilder {
         for hidden in &settings.hidden {
             property(format!("TemporaryFileSystem={}:ro", hidden.display()));
         }
-        for range in PRIVATE {
-            property(format!("IPAddressDeny={range}"));
-        }
-        for range in &settings.allow_addresses {
-            property(format!("IPAddressAllow={range}"));
-        }
-        for server in resolvers() {
-            property(format!("IPAddressAllow={server}"));
+        for range in reach::properties(&settings.allow_addresses) {
+            property(range);
         }
         if let Ok(path) = std::env::var("PATH") {
             // Inputs that are Git repositories are fetched by git.
@@ -218,26 +211,6 @@ const HARDENED: &[&str] = &[
     "InaccessiblePaths=-/run/systemd/system -/run/systemd/transient -/run/log -/run/credentials -/run/current-system -/run/booted-system",
     "InaccessiblePaths=-/var/lib -/var/log -/var/spool -/var/backups -/var/mail -/srv -/opt -/mnt -/media -/boot -/sys/firmware",
 ];
-
-/// What a tenant's flake has no business to reach from inside the host.
-const PRIVATE: [&str; 9] = [
-    "localhost",
-    "link-local",
-    "multicast",
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "fc00::/7",
-];
-
-/// The servers that names are looked up at: without them nothing public can be fetched either, and they are often in a private range.
-fn resolvers() -> Vec<IpAddr> {
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
-    servers.filter_map(|server| server.trim().parse().ok()).collect()
-}
 
 impl Builder for NixBuilder {
     async fn eval(&self, job: &Job, log: mpsc::Sender<String>) -> Result<BTreeMap<String, Evaluated>, BuildError> {

@@ -17,8 +17,12 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncReadExt, process::Command, sync::Semaphore};
+use tokio::{process::Command, sync::Semaphore};
 
+use super::{
+    Place,
+    fetch::{most, sandbox},
+};
 use crate::spec::name::{Commit, RefName};
 
 /// The most files and folders of one commit.
@@ -102,20 +106,20 @@ pub fn answer(path: &Path, question: &Question, out: &mut dyn Write) -> Result<(
 
 impl Reader {
     /// The branch that HEAD names, and the commit it is at; `None` for the commit as long as nothing was pushed to it.
-    pub async fn head(&self, path: &Path) -> Result<Head, SourceError> {
-        self.ask(path, Question::Head).await
+    pub async fn head(&self, place: &Place) -> Result<Head, SourceError> {
+        self.ask(place, Question::Head).await
     }
 
     /// The branch that HEAD names, the commit it is at, and, if that is the branch that was pushed, the text of `.authorized_keys` in the
     /// root of the pushed commit's tree, if there is one.
-    pub async fn pushed(&self, path: &Path, reference: RefName, commit: Commit) -> Result<Head, SourceError> {
-        self.ask(path, Question::Pushed(reference, commit)).await
+    pub async fn pushed(&self, place: &Place, reference: RefName, commit: Commit) -> Result<Head, SourceError> {
+        self.ask(place, Question::Pushed(reference, commit)).await
     }
 
     /// Writes a commit's tree to `archive` as an uncompressed tar with the single directory `source/` at its top.
-    pub async fn export(&self, path: &Path, commit: &Commit, archive: &Path) -> Result<(), SourceError> {
+    pub async fn export(&self, place: &Place, commit: &Commit, archive: &Path) -> Result<(), SourceError> {
         let file = File::create(archive).map_err(|source| SourceError::Write { path: archive.to_owned(), source })?;
-        let done = self.run(path, Question::Export(commit.clone()), Some(file)).await.map(drop);
+        let done = self.run(place, Question::Export(commit.clone()), Some(file)).await.map(drop);
         if done.is_err() {
             // Half an archive is of no use; that it stays is of no harm.
             drop(std::fs::remove_file(archive));
@@ -123,13 +127,14 @@ impl Reader {
         done
     }
 
-    async fn ask<T: serde::de::DeserializeOwned>(&self, path: &Path, question: Question) -> Result<T, SourceError> {
-        let bytes = self.run(path, question, None).await?;
-        serde_json::from_slice(&bytes).map_err(|error| read("the answer", path, error))
+    async fn ask<T: serde::de::DeserializeOwned>(&self, place: &Place, question: Question) -> Result<T, SourceError> {
+        let bytes = self.run(place, question, None).await?;
+        serde_json::from_slice(&bytes).map_err(|error| read("the answer", place.path(), error))
     }
 
     /// Has a question answered: into `file`, or as what is returned.
-    async fn run(&self, path: &Path, question: Question, file: Option<File>) -> Result<Vec<u8>, SourceError> {
+    async fn run(&self, place: &Place, question: Question, file: Option<File>) -> Result<Vec<u8>, SourceError> {
+        let path = place.path();
         let Self::Unit { systemd_run, seed, user } = self else {
             let at = path.to_owned();
             let here = tokio::task::spawn_blocking(move || {
@@ -146,7 +151,15 @@ impl Reader {
         let _turn = busy.map_err(|_| read("anything", path, "this host is reading as many repositories as it can"))?;
         let mut command = Command::new(systemd_run);
         command.args(["--wait", "--pipe", "--collect", "--quiet", "--service-type=exec", "--expand-environment=no"]);
-        command.arg("--description=Seed: reads a repository").arg(format!("--uid={user}"));
+        command.arg("--description=Seed: reads a repository");
+        match place {
+            Place::Silo(_) => drop(command.arg(format!("--uid={user}"))),
+            Place::Mirror(namespace, _) => {
+                for property in sandbox(namespace) {
+                    command.arg("--property").arg(property);
+                }
+            }
+        }
         command.arg(format!("--property=RuntimeMaxSec={PATIENCE}"));
         for property in READER {
             command.arg("--property").arg(property);
@@ -206,16 +219,6 @@ const READER: &[&str] = &[
     "SystemCallErrorNumber=EPERM",
     "UMask=0077",
 ];
-
-/// Up to `limit` bytes of a stream; the rest is not read.
-async fn most(stream: Option<impl tokio::io::AsyncRead + Unpin>, limit: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Some(stream) = stream {
-        // What was read before an error is all there is.
-        drop(stream.take(limit).read_to_end(&mut bytes).await);
-    }
-    bytes
-}
 
 /// Why a repository could not be read.
 #[derive(Debug, thiserror::Error)]

@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+pub mod github;
 pub mod guest;
 
 pub use crate::render::zone::{Zone, ZoneEntry};
@@ -226,6 +227,7 @@ pub struct Progress {
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     Queue,
+    Fetch,
     Eval,
     Build,
     Plan,

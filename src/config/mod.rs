@@ -35,6 +35,7 @@ pub struct Config {
     pub storage: Storage,
     pub build: Build,
     pub ssh: Ssh,
+    pub github: GitHub,
     pub logs: Logs,
     /// What each namespace may have unless it is given a quota of its own.
     pub quota: Quota,
@@ -103,6 +104,17 @@ pub struct Ssh {
     pub port: u16,
     /// The largest push.
     pub max_pack: Bytes,
+}
+
+/// Repositories from elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitHub {
+    /// What `github:` stands for: a URL without a slash at its end.
+    pub server: String,
+    /// Where forges are told to send their deliveries; `None`: to the HTTP door, by the domain.
+    pub webhook: Option<String>,
+    pub fetch_every_secs: u32,
+    pub fetch_timeout_secs: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,6 +198,12 @@ impl Config {
                 keep_generations: 5,
             },
             ssh: Ssh { port: 22, max_pack: Bytes(1 << 30) },
+            github: GitHub {
+                server: "https://github.com".to_owned(),
+                webhook: None,
+                fetch_every_secs: 600,
+                fetch_timeout_secs: 300,
+            },
             logs: Logs { max_per_instance: Bytes(64 << 20) },
             quota: Quota::default(),
             paths: Paths {
@@ -243,6 +261,16 @@ impl Config {
     /// The directory of the repositories, `<name>.git` in it.
     pub fn repositories(&self) -> PathBuf {
         self.storage.directory.join("repos")
+    }
+
+    /// The directory of the tokens with which private repositories are read.
+    pub fn credentials_directory(&self) -> PathBuf {
+        self.storage.directory.join("credentials")
+    }
+
+    /// Where forges are told to send their deliveries.
+    pub fn webhook(&self) -> String {
+        self.github.webhook.clone().unwrap_or_else(|| format!("http://{}/webhook/github", self.domain))
     }
 
     /// The directory of the host key of the SSH door.
@@ -340,6 +368,14 @@ fn read(reader: &mut Reader<'_>) -> Config {
             port: u16::try_from(reader.number("ssh", "port", base.ssh.port.into(), 1..=65_535)).expect("in range"),
             max_pack: reader.parsed("ssh", "max_pack", base.ssh.max_pack, |text| size(text, "64Ki", "64Gi")),
         },
+        github: GitHub {
+            server: reader.parsed("github", "server", base.github.server, http_url),
+            webhook: reader.parsed("github", "webhook", base.github.webhook, |text| {
+                if text.is_empty() { Ok(None) } else { http_url(text).map(Some) }
+            }),
+            fetch_every_secs: reader.number("github", "fetch_every_secs", base.github.fetch_every_secs, 10..=86_400),
+            fetch_timeout_secs: reader.number("github", "fetch_timeout_secs", base.github.fetch_timeout_secs, 10..=3_600),
+        },
         logs: Logs {
             max_per_instance: reader
                 .parsed("logs", "max_per_instance", base.logs.max_per_instance, |text| size(text, "16Mi", "64Gi")),
@@ -408,6 +444,17 @@ fn net(text: &str) -> Result<IpNet, String> {
     single
         .or_else(|_| text.parse())
         .map_err(|_| "is no address or network: write 192.0.2.7 or 192.0.2.0/24 or 2001:db8::/32".to_owned())
+}
+
+/// A URL without user and query, that can stand in an argument list and on a terminal.
+fn http_url(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".:-/_~".contains(&byte);
+    let rest = rest.map(|rest| rest.trim_end_matches('/'));
+    match rest.filter(|rest| !rest.is_empty() && !rest.starts_with(['-', '.', ':', '/']) && rest.bytes().all(plain)) {
+        Some(_) => Ok(text.trim_end_matches('/').to_owned()),
+        None => Err("is no URL that can be used: write one, as in https://github.com".to_owned()),
+    }
 }
 
 fn size(text: &str, least: &str, most: &str) -> Result<Bytes, String> {

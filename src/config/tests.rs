@@ -41,7 +41,7 @@ fn every_problem_is_said_at_once_with_its_line_and_what_to_write() {
         "line 12: hypervisor.boot_timeout_secs = \"90\": must be a whole number from 5 to 3600",
         "line 14: ssh.port = 0: must be a whole number from 1 to 65535",
         "line 15: ssh.max_pack = \"1GB\": is no size: write a whole number and one of Ki, Mi, Gi, Ti, as in 500Mi or 1Gi",
-        "line 16: net: there is no such key or section: remove it, or write one of build, hypervisor, logs, network, paths, quota, ssh, \
+        "line 16: net: there is no such key or section: remove it, or write one of build, github, hypervisor, logs, network, paths, quota, ssh, \
          storage, domain",
     ];
     assert_eq!(problems(text), expected);
@@ -55,6 +55,10 @@ fn each_range_has_two_ends() {
         ("network", "pool4", "\"192.168.0.0/24\"", "\"127.0.0.0/24\""),
         ("network", "pool6", "\"2001:db8::/64\"", "\"2001:db8::/65\""),
         ("network", "pool6", "\"2001:db8:0:1::/64\"", "\"fe80::/64\""),
+        ("github", "server", "\"https://git.example.org:8443/forge/\"", "\"git.example.org\""),
+        ("github", "server", "\"http://192.0.2.7\"", "\"https://user:pass@git.example.org\""),
+        ("github", "webhook", "\"\"", "\"https://-x\""),
+        ("github", "fetch_every_secs", "10", "9"),
         ("network", "uid_base", "65_536", "60_000"),
         ("network", "uid_base", "0x10_000", "999"),
         ("network", "public_addresses", "[\"192.0.2.1\", \"2001:db8::1\"]", "\"192.0.2.1\""),

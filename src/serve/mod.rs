@@ -10,6 +10,7 @@ mod crowd;
 pub mod dns;
 pub mod git;
 mod host_key;
+mod http;
 pub mod pktline;
 pub mod progress;
 pub mod receive;
@@ -146,6 +147,11 @@ pub async fn run_until(
     listeners.spawn(stoppable(stopping.clone(), unheard::tell(Arc::clone(&doors), unheard)));
     let crowd = Arc::new(crowd::Crowd::default());
     let config = Arc::new(ssh::config(key));
+    // A crowd of its own: who floods one door keeps nobody from the other.
+    let http_crowd = Arc::new(crowd::Crowd::default());
+    for listener in sockets.http {
+        listeners.spawn(http::listen(Arc::clone(&doors), Arc::clone(&http_crowd), listener));
+    }
     for listener in sockets.ssh {
         listeners.spawn(ssh::listen(Arc::clone(&doors), Arc::clone(&config), Arc::clone(&crowd), listener));
     }

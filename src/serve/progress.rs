@@ -83,6 +83,7 @@ impl Teller {
 fn name(stage: Stage) -> &'static str {
     match stage {
         Stage::Queue => "queue",
+        Stage::Fetch => "fetch",
         Stage::Eval => "eval",
         Stage::Build => "build",
         Stage::Plan => "plan",

@@ -8,11 +8,12 @@ mod arguments;
 mod help;
 mod history;
 mod logs;
+mod remote;
 mod show;
 
 use std::time::Duration;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use self::arguments::Arguments;
 use super::{
@@ -70,13 +71,27 @@ impl From<std::io::Error> for End {
     }
 }
 
+/// Whether a verb reads its standard input; what is sent to the others is best dropped at once.
+pub fn reads(words: &[String]) -> bool {
+    words.first().is_some_and(|verb| verb == "remote") && words.iter().any(|word| word == "token")
+}
+
 /// Runs one verb for the holder of a key, or for the operator if `who` is `None`. Returns the exit code.
-pub async fn run<O, E>(words: &[String], who: Option<&Caller>, agent: &SeedProxy<'_>, mut out: O, mut err: E, look: Look) -> u8
+pub async fn run<I, O, E>(
+    words: &[String],
+    who: Option<&Caller>,
+    agent: &SeedProxy<'_>,
+    mut input: I,
+    mut out: O,
+    mut err: E,
+    look: Look,
+) -> u8
 where
+    I: AsyncRead + Unpin + Send + Sync,
     O: AsyncWrite + Unpin + Send,
     E: AsyncWrite + Unpin + Send,
 {
-    let mut session = Session { who, agent, out: &mut out, look };
+    let mut session = Session { who, agent, input: &mut input, out: &mut out, look };
     let json = words.iter().any(|word| word == "--json");
     let code = match session.verb(words).await {
         Ok(code) => code,
@@ -116,6 +131,7 @@ fn kind(refusal: &Refusal) -> &'static str {
 struct Session<'a, O> {
     who: Option<&'a Caller>,
     agent: &'a SeedProxy<'a>,
+    input: &'a mut (dyn AsyncRead + Unpin + Send + Sync),
     out: &'a mut O,
     look: Look,
 }
@@ -159,7 +175,8 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 self.follow(&job, arguments.json).await
             }
             "deploys" | "rollback" | "pin" | "unpin" | "stop" | "start" | "destroy" | "unplant" => self.history(verb, rest).await,
-            "plant" => self.plant(&arguments(&[], &[], 2)?).await,
+            "plant" => self.plant(&arguments(&["--private"], &[], 2)?).await,
+            "remote" => self.remote(&arguments(&[], &[], 2)?).await,
             "plan" | "invite" if !operator => {
                 Err(Refusal::Denied(format!("{verb} is for the operator, on the host itself: seed {verb}")).into())
             }
@@ -220,12 +237,15 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
     }
 
     async fn plant(&mut self, arguments: &Arguments) -> Result<u8, End> {
-        let uri = arguments.required(0, "a flake and an invite code: plant silo:my-app CODE")?;
+        let uri = arguments.required(0, "a flake and an invite code: plant silo:my-app CODE, or plant github:user/repo CODE")?;
         let code = match arguments.words.get(1) {
             // The operator needs no leave.
             None if self.who.is_none() => "",
             _ => arguments.required(1, "an invite code: plant silo:my-app CODE")?,
         };
+        if !uri.starts_with("silo:") {
+            return self.plant_remote(uri, code, arguments.flag("--private"), arguments.json).await;
+        }
         let document = ask::within(self.agent.plant(self.name(), uri, code)).await?;
         let planted: Planted = serde_json::from_str(&document).map_err(show::unreadable)?;
         let shown = if arguments.json { format!("{document}\n") } else { show::planted(&planted) };

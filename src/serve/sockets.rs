@@ -15,6 +15,8 @@ pub struct Sockets {
     pub dns_udp: Vec<UdpSocket>,
     /// `dns-tcp`
     pub dns_tcp: Vec<TcpListener>,
+    /// `http`
+    pub http: Vec<TcpListener>,
 }
 
 impl Sockets {
@@ -30,9 +32,10 @@ impl Sockets {
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
             let result = match name.as_str() {
                 "ssh" => tcp(fd).map(|listener| sockets.ssh.push(listener)),
+                "http" => tcp(fd).map(|listener| sockets.http.push(listener)),
                 "dns-tcp" => tcp(fd).map(|listener| sockets.dns_tcp.push(listener)),
                 "dns-udp" => udp(fd).map(|socket| sockets.dns_udp.push(socket)),
-                _ => Err(std::io::Error::other("no door has this name: there are ssh, dns-udp and dns-tcp")),
+                _ => Err(std::io::Error::other("no door has this name: there are ssh, http, dns-udp and dns-tcp")),
             };
             result.map_err(|error| failed(&name, error))?;
         }

@@ -368,14 +368,19 @@ impl Asked {
                 git::serve_read(doors, who, &name, git::Read::UploadArchive, None, input, out).await
             }
             Command::Verb(words) => {
-                // No verb reads; what the client sends is dropped.
-                drop(input);
+                // What the client sends is dropped, so that it is heard when it hangs up.
+                let input: Box<dyn AsyncRead + Unpin + Send + Sync> = if shell::reads(&words) {
+                    Box::new(input)
+                } else {
+                    drop(input);
+                    Box::new(tokio::io::empty())
+                };
                 let terminal = self.terminal.is_some();
                 let look = Look { terminal, colour: self.terminal.is_some_and(|term| !term.is_empty() && term != "dumb") };
                 let out = Lines { to: write.make_writer(), terminal, owed: false };
                 let err = Lines { to: write.make_writer_ext(Some(1)), terminal, owed: false };
                 tokio::select! {
-                    code = shell::run(&words, Some(who), &doors.agent, out, err, look) => code,
+                    code = shell::run(&words, Some(who), &doors.agent, input, out, err, look) => code,
                     () = gone.cancelled() => 130,
                     () = doors.stopping.cancelled() => 5,
                 }

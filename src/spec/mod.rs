@@ -14,6 +14,7 @@ pub mod address;
 pub mod authorized_keys;
 pub mod caller;
 pub mod desired;
+pub mod flake;
 pub mod instance;
 pub mod manifest;
 pub mod name;

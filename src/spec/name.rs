@@ -8,6 +8,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use super::flake::{FlakeUri, Remote};
+
 /// Why a text is not the name it should be. The message says what was given, what is wrong and what to write.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {given:?} {reason}")]
@@ -224,60 +226,10 @@ impl RefName {
     }
 }
 
-/// Where a flake comes from, in the words a tenant writes; parsed, never passed on as text.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum FlakeUri {
-    /// A repository on this host: `silo:my-app`.
-    Silo(RepoName),
-}
-
-impl FlakeUri {
-    /// The full hash of the URI, in lower-case hexadecimal: the key of its namespace.
-    pub fn hash(&self) -> String {
-        data_encoding::HEXLOWER.encode(&Sha256::digest(self.to_string().as_bytes()))
-    }
-
-    /// The short name: `s-` and the first 12 characters of the base32 of the ASCII of the first 20 digits of the hash.
-    pub fn namespace(&self) -> Namespace {
-        namespace_of_hash(&self.hash())
-    }
-}
-
-fn namespace_of_hash(hash: &str) -> Namespace {
+/// The short name of a namespace, from the hash of its flake.
+pub(super) fn namespace_of_hash(hash: &str) -> Namespace {
     let base32 = data_encoding::BASE32_NOPAD.encode(&hash.as_bytes()[..20]).to_lowercase();
     Namespace(format!("s-{}", &base32[..12]))
-}
-
-impl FromStr for FlakeUri {
-    type Err = NameError;
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        match text.strip_prefix("silo:") {
-            Some(name) => Ok(Self::Silo(name.strip_suffix(".git").unwrap_or(name).parse()?)),
-            None => Err(refuse("flake", text, "is not a repository on this host: write silo:NAME")),
-        }
-    }
-}
-
-impl TryFrom<String> for FlakeUri {
-    type Error = NameError;
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
-}
-
-impl From<FlakeUri> for String {
-    fn from(uri: FlakeUri) -> String {
-        uri.to_string()
-    }
-}
-
-impl fmt::Display for FlakeUri {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Silo(name) => write!(f, "silo:{name}"),
-        }
-    }
 }
 
 /// One instance on this host: `<namespace>/<name>`.
@@ -386,7 +338,7 @@ mod tests {
         ] {
             assert!(bad.parse::<RefName>().is_err(), "{bad:?}");
         }
-        for bad in ["path:/etc", "/etc", "git+file:///x", "silo:", "silo:-x", "silo:../x", "--impure", "github:a/b"] {
+        for bad in ["path:/etc", "/etc", "git+file:///x", "silo:", "silo:-x", "silo:../x", "--impure"] {
             assert!(bad.parse::<FlakeUri>().is_err(), "{bad:?}");
         }
     }

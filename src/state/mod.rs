@@ -10,6 +10,7 @@
 //! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
 //! | `invite/<id>` | [`Invite`] | by the operator; when it is used or revoked; the oldest that can no longer be used are removed |
 //! | `quota/<namespace>` | [`Quota`] | the operator gives a namespace another quota than the configuration's |
+//! | `upstream/<namespace>` | [`Upstream`] | a repository from elsewhere is planted, or a new commit of it was found |
 //! | `stopped/<namespace>/<name>` | [`Stopped`] | somebody turned an instance off; removed when it is started, or gone |
 //! | `pin/<namespace>/<name>` | [`Pin`] | an instance is held, or was gone back with; removed with either, or with the instance |
 //! | `deploy/<namespace>/<began, 20 digits>` | [`Record`] | a deploy has ended; the last 50 are kept |
@@ -66,6 +67,33 @@ pub struct Ask {
     pub at: u64,
 }
 
+/// A planted repository that is somewhere else: what a repository of this host has in [`Repository`], and what it takes to follow it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Upstream {
+    /// Who may do what with it. Its name is the namespace.
+    pub repository: Repository,
+    /// What its forge signs deliveries with.
+    pub secret: Secret,
+    /// The branch that was found last.
+    #[serde(default)]
+    pub branch: Option<RefName>,
+    /// The commit that was asked to be deployed last.
+    #[serde(default)]
+    pub seen: Option<Commit>,
+}
+
+/// A text that is shown to nobody by accident.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}
+
 /// A right to plant. The code itself is not stored: its SHA-256 is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -113,6 +141,7 @@ pub enum Change {
     Lease(InstanceId, Option<Lease>),
     Invite(String, Option<Invite>),
     Quota(Namespace, Option<Quota>),
+    Upstream(Namespace, Option<Upstream>),
     Stopped(InstanceId, Option<Stopped>),
     Pin(InstanceId, Option<Pin>),
     Record(Namespace, u64, Option<Record>),
@@ -132,6 +161,7 @@ pub struct Memory {
     pub leases: std::collections::BTreeMap<InstanceId, Lease>,
     pub invites: std::collections::BTreeMap<String, Invite>,
     pub quotas: std::collections::BTreeMap<Namespace, Quota>,
+    pub upstreams: std::collections::BTreeMap<Namespace, Upstream>,
     pub stopped: std::collections::BTreeMap<InstanceId, Stopped>,
     pub pins: std::collections::BTreeMap<InstanceId, Pin>,
     pub records: std::collections::BTreeMap<(Namespace, u64), Record>,
@@ -171,6 +201,14 @@ pub enum StateError {
 }
 
 impl Memory {
+    /// Who may do what with a plant, wherever its repository is. `None` if that is not known: then nobody but the operator may.
+    pub fn repository_of(&self, plant: &Plant) -> Option<&Repository> {
+        match &plant.uri {
+            FlakeUri::Silo(name) => self.repos.get(name),
+            FlakeUri::Remote(_) => self.upstreams.get(&plant.namespace).map(|upstream| &upstream.repository),
+        }
+    }
+
     /// Makes one change to the picture.
     pub fn apply(&mut self, change: Change) {
         fn set<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -188,6 +226,7 @@ impl Memory {
             Change::Lease(key, value) => set(&mut self.leases, key, value),
             Change::Invite(key, value) => set(&mut self.invites, key, value),
             Change::Quota(key, value) => set(&mut self.quotas, key, value),
+            Change::Upstream(key, value) => set(&mut self.upstreams, key, value),
             Change::Stopped(key, value) => set(&mut self.stopped, key, value),
             Change::Pin(key, value) => set(&mut self.pins, key, value),
             Change::Record(namespace, at, value) => set(&mut self.records, (namespace, at), value),

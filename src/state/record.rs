@@ -21,6 +21,7 @@ pub fn encode(change: &Change) -> Write {
         Change::Lease(id, value) => (format!("lease/{id}"), json(value)),
         Change::Invite(id, value) => (format!("invite/{id}"), json(value)),
         Change::Quota(namespace, value) => (format!("quota/{namespace}"), json(value)),
+        Change::Upstream(namespace, value) => (format!("upstream/{namespace}"), json(value)),
         Change::Stopped(id, value) => (format!("stopped/{id}"), json(value)),
         Change::Pin(id, value) => (format!("pin/{id}"), json(value)),
         Change::Record(namespace, at, value) => (format!("deploy/{namespace}/{at:020}"), json(value)),
@@ -46,6 +47,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "lease" => Change::Lease(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "invite" => Change::Invite(name.to_owned(), json(key, value)?),
         "quota" => Change::Quota(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "upstream" => Change::Upstream(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "stopped" => Change::Stopped(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "pin" => Change::Pin(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "deploy" => {
@@ -60,8 +62,8 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
 mod tests {
     use super::*;
     use crate::{
-        spec::{address::Lease, name::FlakeUri},
-        state::{Ask, Invite, Pin, Record, Stopped},
+        spec::{access::Repository, address::Lease, name::FlakeUri},
+        state::{Ask, Invite, Pin, Record, Secret, Stopped, Upstream},
     };
 
     fn record() -> Record {
@@ -91,7 +93,15 @@ mod tests {
             by: crate::spec::access::fingerprint(b"key"),
             at: 7,
         };
+        let upstream = Upstream {
+            repository: Repository::new(namespace.as_str().parse().expect("valid"), crate::spec::access::fingerprint(b"key"), 7),
+            secret: Secret("s3cret".into()),
+            branch: None,
+            seen: None,
+        };
+        assert!(!format!("{upstream:?}").contains("s3cret"), "a secret is not printed");
         let table = [
+            Change::Upstream(namespace.clone(), Some(upstream)),
             Change::Invite("k7".into(), Some(invite)),
             Change::Ask(namespace.clone(), Some(ask)),
             Change::Lease(format!("{namespace}/web").parse().expect("valid"), Some(Lease(7))),

@@ -75,7 +75,7 @@ impl Desk {
         let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
         let who = who.map(|key| Caller::new(key.clone(), [192, 0, 2, 7].into()));
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let code = shell::run(&words, who.as_ref(), &self.agent, &mut out, &mut err, Look::default()).await;
+        let code = shell::run(&words, who.as_ref(), &self.agent, tokio::io::empty(), &mut out, &mut err, Look::default()).await;
         Said { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
     }
 }

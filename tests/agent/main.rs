@@ -1,6 +1,7 @@
 //! The agent in process: the real loop against a machine made of memory, a state made of memory and a builder that answers from a table.
 #![allow(clippy::disallowed_methods, reason = "tests touch the machine")]
 
+mod forge;
 mod world;
 
 mod access;
@@ -8,5 +9,6 @@ mod deploy;
 mod desk;
 mod enter;
 mod history;
+mod remote;
 mod restart;
 mod roles;

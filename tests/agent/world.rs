@@ -12,9 +12,10 @@ use seed::{
     agent::{
         Agent, Handle, Settings,
         authority::Authority,
+        hook, remote,
         request::{Reply, Request},
     },
-    build::{BuildError, Builder, Evaluated, Job, Realised},
+    build::{BuildError, Builder, Evaluated, Job, Realised, fetch::Fetcher},
     bus::{Level, Outcome, Progress, Pushed, Refusal, Status},
     config::Config,
     host::sim::Sim,
@@ -27,6 +28,8 @@ use seed::{
 };
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::forge::Forge;
 
 /// What the builder makes of the next commits: `name -> meta`, and the tag that tells systems apart.
 #[derive(Clone, Default)]
@@ -116,6 +119,9 @@ pub struct World {
     pub state: MemoryState,
     pub table: Table,
     pub handle: Handle,
+    pub forge: Forge,
+    /// How often what is elsewhere is looked at.
+    every: Duration,
     running: JoinHandle<()>,
     dir: tempfile::TempDir,
 }
@@ -140,22 +146,35 @@ impl World {
     pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (sim, state, table) = (Sim::new(), MemoryState::default(), Table::default());
-        let (handle, running) = start(&dir, &sim, &state, &table).await;
-        Self { sim, state, table, handle, running, dir }
+        let forge = Forge::new();
+        let every = Duration::from_secs(600);
+        let (handle, running) = start(&dir, &sim, &state, &table, &forge, every).await;
+        Self { sim, state, table, handle, forge, every, running, dir }
+    }
+
+    /// A path among the agent's files.
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
     }
 
     /// The agent is killed where it stands, and started again.
     pub async fn kill_agent(&mut self) {
         self.running.abort();
-        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table).await;
+        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, self.every).await;
         (self.handle, self.running) = (handle, running);
+    }
+
+    /// From now on what is elsewhere is looked at so often.
+    pub async fn every(&mut self, every: Duration) {
+        self.every = every;
+        self.kill_agent().await;
     }
 
     /// As [`World::kill_agent`], but the machine restarts too.
     pub async fn reboot(&mut self) {
         self.running.abort();
         self.sim.reboot();
-        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table).await;
+        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, self.every).await;
         (self.handle, self.running) = (handle, running);
     }
 
@@ -281,7 +300,14 @@ pub fn id(repo: &str, name: &str) -> InstanceId {
     InstanceId { namespace: uri.namespace(), name: name.parse().unwrap() }
 }
 
-async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &Table) -> (Handle, JoinHandle<()>) {
+async fn start(
+    dir: &tempfile::TempDir,
+    sim: &Sim,
+    state: &MemoryState,
+    table: &Table,
+    forge: &Forge,
+    every: Duration,
+) -> (Handle, JoinHandle<()>) {
     let config = Config::parse("domain = \"seed.example\"").expect("the defaults");
     let tool = |name: &str| format!("/usr/bin/{name}");
     let tools = Tools {
@@ -302,6 +328,21 @@ async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &
         },
         repositories: dir.path().join("repos"),
         reader: seed::build::source::Reader::Here,
+        remotes: remote::Settings {
+            fetcher: Fetcher::Here {
+                git: std::env::split_paths(&std::env::var_os("PATH").unwrap())
+                    .map(|folder| folder.join("git"))
+                    .find(|path| path.is_file())
+                    .expect("git is installed"),
+                mirrors: dir.path().join("mirrors"),
+                allow: vec!["127.0.0.0/8".parse().unwrap()],
+            },
+            tokens: hook::Tokens(dir.path().join("credentials")),
+            github: forge.url.clone(),
+            webhook: "http://seed.example/webhook/github".to_owned(),
+            every,
+            pause: Duration::from_millis(50),
+        },
         work: dir.path().to_owned(),
         parallel: 2,
         keep: 3,

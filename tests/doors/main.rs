@@ -4,6 +4,7 @@
 mod crowd;
 mod dns;
 mod history;
+mod hook;
 mod push;
 mod refused;
 mod shell;

@@ -204,6 +204,7 @@ pub struct World {
     settings: Settings,
     pub port: u16,
     pub dns: SocketAddr,
+    pub http: SocketAddr,
     pub doors: Option<JoinHandle<Result<(), ServeError>>>,
     pub stop: Option<oneshot::Sender<()>>,
     _bus: Child,
@@ -281,7 +282,8 @@ impl World {
         )
         .unwrap();
         let dns = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut world = Self { directory, agent, agent_bus, address, settings, port: 0, dns, doors: None, stop: None, _bus: bus };
+        let mut world =
+            Self { directory, agent, agent_bus, address, settings, port: 0, dns, http: dns, doors: None, stop: None, _bus: bus };
         world.open_doors().await;
         for person in ["ann", "bob"] {
             let key = world.path(person);
@@ -303,7 +305,9 @@ impl World {
                 break (udp, tcp);
             }
         };
-        let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp] };
+        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.http = http.local_addr().unwrap();
+        let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp], http: vec![http] };
         let proxy = SeedProxy::new(&bus).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let settings = self.settings.clone();

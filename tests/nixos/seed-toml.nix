@@ -57,6 +57,12 @@ in
       "10.1.2.3"
       "2001:db8::/32"
     ];
+    github = {
+      server = "https://git.example.org";
+      webhook = "https://hooks.example.org/webhook/github";
+      fetchEvery = 60;
+      fetchTime = 60;
+    };
     ssh.port = 2222;
     settings.paths = {
       run = "/run/other";

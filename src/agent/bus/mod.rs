@@ -3,6 +3,7 @@
 
 mod access;
 mod callers;
+mod github;
 mod guest;
 mod history;
 
@@ -11,7 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
 pub use self::callers::Trust;
-use self::{access::AccessFace, callers::Callers, guest::GuestFace, history::HistoryFace};
+use self::{access::AccessFace, callers::Callers, github::GitHubFace, guest::GuestFace, history::HistoryFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -302,8 +303,9 @@ pub async fn serve_on(bus: zbus::connection::Builder<'_>, face: Face) -> zbus::R
     let handle = face.handle.clone();
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let access = AccessFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let github = GitHubFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let history = HistoryFace { handle: face.handle.clone(), callers: face.callers.clone() };
-    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, access);
+    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, access).serve_at(PATH, github);
     let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)

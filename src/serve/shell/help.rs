@@ -10,7 +10,7 @@ struct Verb {
     operator: bool,
 }
 
-const VERBS: [Verb; 20] = [
+const VERBS: [Verb; 21] = [
     Verb {
         name: "status",
         usage: "status [REPO] [--watch]",
@@ -93,9 +93,19 @@ const VERBS: [Verb; 20] = [
     },
     Verb {
         name: "plant",
-        usage: "plant silo:REPO CODE",
+        usage: "plant FLAKE CODE [--private]",
         short: "run a repository here, with an invite code",
-        long: "Afterwards every push of its default branch deploys it. The operator hands out codes.",
+        long: "FLAKE is silo:REPO, github:USER/REPO[/BRANCH] or git+https://HOST/PATH[?ref=BRANCH]. Afterwards every push of its (default) \
+               branch deploys it; of one that is elsewhere, once its webhook is set up. With --private it is not fetched before it has a \
+               token (see help remote). The operator hands out codes.",
+        operator: false,
+    },
+    Verb {
+        name: "remote",
+        usage: "remote REPO [token | forget | secret]",
+        short: "how a repository from elsewhere is followed",
+        long: "token reads one from standard input (TOKEN or USER:TOKEN, with leave to read that repository) and keeps it for fetching; \
+               it is never shown. forget removes it. secret makes a new secret for the webhook.",
         operator: false,
     },
     Verb {

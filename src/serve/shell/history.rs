@@ -151,6 +151,7 @@ fn row(entry: &DeployEntry, now: u64, current: bool) -> Vec<Cell> {
 fn name(stage: Stage) -> &'static str {
     match stage {
         Stage::Queue => "queue",
+        Stage::Fetch => "fetch",
         Stage::Eval => "eval",
         Stage::Build => "build",
         Stage::Plan => "plan",

@@ -74,6 +74,7 @@ in
       "seed-agent.service"
       "seed-serve.service"
       "seed-serve.socket"
+      "seed-serve-http.socket"
       "seed-serve-dns-tcp.socket"
       "seed-serve-dns-udp.socket"
     ] (_: true);
@@ -99,7 +100,7 @@ in
         "bulk/seed/repos bulk/seed/ssh"
       ]
       [ "other" ]
-      [ "-/var/lib/bulk/seed/state -/var/lib/bulk/seed/volumes -/var/lib/bulk/seed/tpm -/var/lib/bulk/seed/log" ]
+      [ "-/var/lib/bulk/seed/state -/var/lib/bulk/seed/credentials -/var/lib/bulk/seed/volumes -/var/lib/bulk/seed/tpm -/var/lib/bulk/seed/log" ]
     ];
   };
 
@@ -110,6 +111,7 @@ in
       "seed-agent.service"
       "seed-serve-dns-tcp.socket"
       "seed-serve-dns-udp.socket"
+      "seed-serve-http.socket"
       "seed-serve.service"
       "seed-serve.socket"
     ];
@@ -183,6 +185,7 @@ in
       [
         [
           53
+          80
           2222
         ]
         [ 53 ]
@@ -342,7 +345,7 @@ in
       ];
     expected = [
       true
-      8
+      9
       "d /var/lib/other              0755 root root -"
     ];
   };

@@ -1,0 +1,490 @@
+//! Repositories from elsewhere: planting one, following its branch, and what its owner can set.
+//!
+//! A branch is looked at when its forge says so (see [`super::hook`]), when somebody asks for a deploy, and now and then in any case. One
+//! fetch of a namespace goes on at a time; what comes meanwhile is one more fetch afterwards. A commit that was not seen before
+//! becomes an `Ask`, as a push does, and from there on nothing differs.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    Agent, Event, chain,
+    hook::{Delivery, Heard, Tokens, new_secret},
+    job::Job,
+    now,
+    repository::new_keys,
+    request::{Answer, Reply, invalid, json, principal, text},
+    resolve,
+};
+use crate::{
+    build::{
+        Builder, Place,
+        fetch::{FetchError, Fetcher, Found, Wanted},
+    },
+    bus::{
+        Level, Outcome, Refusal, Stage,
+        github::{RemotePlanted, RemoteStatus, Webhook},
+    },
+    host::Host,
+    spec::{
+        access::{Principal, Repository, Verb},
+        caller::Caller,
+        name::{FlakeUri, Namespace, RefName, Remote},
+    },
+    state::{Ask, Change, Plant, Secret, State, Upstream},
+};
+
+/// How repositories from elsewhere are followed.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub fetcher: Fetcher,
+    pub tokens: Tokens,
+    /// `https://github.com`
+    pub github: String,
+    /// Where forges send their deliveries.
+    pub webhook: String,
+    /// How often a branch is looked at in any case.
+    pub every: Duration,
+    /// Deliveries that come within this time are one.
+    pub pause: Duration,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    Plant { who: String, uri: String, code: String, private: bool },
+    Show { who: String, repository: String },
+    SetToken { who: String, repository: String, token: Secret },
+    ForgetToken { who: String, repository: String },
+    NewSecret { who: String, repository: String },
+    Hook { repository: String, branch: String, signature: String, body: Vec<u8> },
+}
+
+/// What wakes the loop.
+pub enum Notice {
+    /// The first fetch of what is to be planted has ended.
+    Tried(Planting, Result<Fetched, FetchError>, Answer),
+    /// A fetch has ended.
+    Fetched(Namespace, Result<Fetched, FetchError>),
+    /// It is time for a fetch, if nothing else was set since then.
+    Due(Namespace, u64),
+    Delivered(Delivery, Answer),
+}
+
+/// Where a branch is, and the `.authorized_keys` there, or why it could not be read.
+pub struct Fetched {
+    found: Found,
+    keys: Result<Option<String>, String>,
+}
+
+/// Who plants what, with which invite code.
+pub struct Planting {
+    who: Caller,
+    uri: FlakeUri,
+    remote: Remote,
+    code: String,
+}
+
+/// What is under way, and what was found last.
+#[derive(Default)]
+pub struct Remotes {
+    pub(super) heard: Heard,
+    busy: BTreeMap<Namespace, Turn>,
+    /// The number of the next fetch that was set for a namespace; older ones are void.
+    next: BTreeMap<Namespace, u64>,
+    /// Those for which a delivery has set one.
+    soon: std::collections::BTreeSet<Namespace>,
+    last: BTreeMap<Namespace, Last>,
+}
+
+/// A fetch that is under way.
+#[derive(Default)]
+struct Turn {
+    /// Who asked for it and follows.
+    job: Option<Job>,
+    /// Something came in the meantime: once more.
+    again: bool,
+    waiting: Vec<Job>,
+}
+
+/// How the last fetch went.
+struct Last {
+    at: u64,
+    problem: String,
+    failures: u32,
+}
+
+/// Whether a text is a flake that is somewhere else.
+pub(super) fn is_remote(uri: &str) -> bool {
+    matches!(uri.parse(), Ok(FlakeUri::Remote(_)))
+}
+
+impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
+    /// Answers a question, at once or from a task.
+    pub(super) async fn remote(&mut self, question: Question, answer: Answer) {
+        let reply = match question {
+            Question::Plant { who, uri, code, private } => return self.plant_remote(&who, &uri, code, private, answer).await,
+            Question::Hook { repository, branch, signature, body } => {
+                return self.hook(&repository, branch, &signature, body, answer);
+            }
+            Question::Show { who, repository } => self.show_remote(&who, &repository),
+            Question::SetToken { who, repository, token } => self.set_token(&who, &repository, &token),
+            Question::ForgetToken { who, repository } => self.forget_token(&who, &repository),
+            Question::NewSecret { who, repository } => self.new_secret(&who, &repository).await,
+        };
+        // Who has stopped waiting does not care.
+        drop(answer.send(reply));
+    }
+
+    pub(super) async fn remote_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Tried(planting, fetched, answer) => {
+                let reply = match fetched {
+                    Ok(fetched) => self.planted_remote(planting, Some(fetched)).await,
+                    Err(error) => Err(unreadable(&error)),
+                };
+                drop(answer.send(reply));
+            }
+            Notice::Fetched(namespace, fetched) => self.fetched(namespace, fetched).await,
+            Notice::Due(namespace, number) => {
+                if self.remotes.next.get(&namespace) == Some(&number) {
+                    self.remotes.soon.remove(&namespace);
+                    self.fetch_remote(&namespace, None);
+                }
+            }
+            Notice::Delivered(delivery, answer) => drop(answer.send(self.delivered(&delivery))),
+        }
+    }
+
+    /// Sets the first look at every repository from elsewhere: what they said while the agent was away was not heard.
+    pub(super) fn follow_remotes(&mut self) {
+        let all: Vec<Namespace> = self.memory.upstreams.keys().cloned().collect();
+        for (index, namespace) in all.into_iter().enumerate() {
+            // Not all at once.
+            self.fetch_in(&namespace, self.shared.settings.remotes.pause + Duration::from_millis(200) * index as u32);
+        }
+    }
+
+    async fn plant_remote(&mut self, who: &str, uri: &str, code: String, private: bool, answer: Answer) {
+        let planting = match self.planting(who, uri, code) {
+            Ok(planting) => planting,
+            Err(refusal) => return drop(answer.send(Err(refusal))),
+        };
+        if private {
+            let reply = self.planted_remote(planting, None).await;
+            return drop(answer.send(reply));
+        }
+        let wanted = self.wanted(&planting.uri.namespace(), &planting.remote, None);
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let fetched = bring(&shared, &wanted).await;
+            drop(shared.events.send(Event::Remote(Notice::Tried(planting, fetched, answer))).await);
+        });
+    }
+
+    /// Checks all that can be checked before anything is fetched.
+    fn planting(&mut self, who: &str, uri: &str, code: String) -> Result<Planting, Refusal> {
+        if who.is_empty() {
+            return Err(Refusal::Invalid(
+                "what is elsewhere belongs to the key that plants it, and the operator has none: plant it over SSH".to_owned(),
+            ));
+        }
+        let who: Caller = who.parse().map_err(invalid)?;
+        let uri: FlakeUri = uri.parse().map_err(invalid)?;
+        let FlakeUri::Remote(remote) = &uri else {
+            return Err(Refusal::Invalid(format!("{uri} is a repository of this host")));
+        };
+        let remote = remote.clone();
+        if let Some(other) = self.memory.plants.get(&uri.namespace()) {
+            let why = if other.uri == uri {
+                "is planted already"
+            } else {
+                "has the short name of another flake: name a branch, or rename it"
+            };
+            return Err(Refusal::Invalid(format!("{uri} {why} (namespace {})", uri.namespace())));
+        }
+        // Only looked at: it is used when the first fetch has shown that there is something to plant.
+        self.use_invite(&Principal::Key(who.key().clone()), who.source(), &code, &uri)?;
+        Ok(Planting { who, uri, remote, code })
+    }
+
+    /// Plants what was fetched, or what needs a token before it can be.
+    async fn planted_remote(&mut self, planting: Planting, fetched: Option<Fetched>) -> Result<Reply, Refusal> {
+        // Others were heard while it was fetched.
+        let Planting { who, uri, code, .. } = self.planting(planting.who.as_str(), &planting.uri.to_string(), planting.code)?;
+        let namespace = uri.namespace();
+        let (by, source) = (who.key().clone(), who.source());
+        let invite = self.use_invite(&Principal::Key(by.clone()), source, &code, &uri)?;
+        let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
+        let name = namespace.as_str().parse().map_err(invalid)?;
+        let repository = Repository::new(name, by.clone(), now());
+        let upstream = Upstream { repository, secret: secret.clone(), branch: None, seen: None };
+        let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash: uri.hash(), by, at: now() };
+        // A token of an earlier life of this plant was given for another's sake.
+        self.shared.settings.remotes.tokens.forget(&namespace)?;
+        self.commit(vec![
+            Change::Invite(invite.id.clone(), Some(invite)),
+            Change::Plant(namespace.clone(), Some(plant)),
+            Change::Upstream(namespace.clone(), Some(upstream)),
+        ])
+        .await?;
+        tracing::info!(%namespace, flake = %uri, "planted");
+        let job = match fetched {
+            Some(fetched) => {
+                let job = self.jobs.create(namespace.clone());
+                self.take_up(&namespace, fetched, Some(job.clone())).await;
+                job.name
+            }
+            None => String::new(),
+        };
+        self.fetch_in(&namespace, self.shared.settings.remotes.every);
+        let suffix = format!("{namespace}.{}", self.shared.settings.layout.domain);
+        let webhook = self.webhook(secret);
+        Ok(json(&RemotePlanted { version: 1, namespace: namespace.to_string(), flake: uri.to_string(), job, suffix, webhook }))
+    }
+
+    fn webhook(&self, secret: Secret) -> Webhook {
+        Webhook { version: 1, url: self.shared.settings.remotes.webhook.clone(), secret: secret.0 }
+    }
+
+    /// What is fetched for a namespace.
+    fn wanted(&self, namespace: &Namespace, remote: &Remote, known: Option<crate::spec::name::Commit>) -> Wanted {
+        let settings = &self.shared.settings.remotes;
+        Wanted {
+            namespace: namespace.clone(),
+            url: remote.url(&settings.github),
+            branch: remote.branch().cloned(),
+            known,
+            token: settings.tokens.of(namespace),
+        }
+    }
+
+    /// Fetches a planted repository; with a job it is deployed whether or not there is something new.
+    fn fetch_remote(&mut self, namespace: &Namespace, job: Option<Job>) {
+        let uri = self.memory.plants.get(namespace).map(|plant| plant.uri.clone());
+        let (Some(FlakeUri::Remote(remote)), Some(upstream)) = (uri, self.memory.upstreams.get(namespace)) else {
+            if let Some(job) = job {
+                job.end(Stage::Fetch, Outcome::Failed, "it is not planted any more");
+            }
+            return;
+        };
+        if let Some(turn) = self.remotes.busy.get_mut(namespace) {
+            turn.again = true;
+            if let Some(job) = job {
+                job.say(Stage::Queue, Level::Info, "waiting for the fetch that is under way");
+                turn.waiting.push(job);
+            }
+            return;
+        }
+        let known = if job.is_some() { None } else { upstream.seen.clone() };
+        let wanted = self.wanted(namespace, &remote, known);
+        if let Some(job) = &job {
+            job.say(Stage::Fetch, Level::Info, format!("fetching {}", wanted.url));
+        }
+        self.remotes.busy.insert(namespace.clone(), Turn { job, ..Turn::default() });
+        let (shared, namespace) = (self.shared.clone(), namespace.clone());
+        tokio::spawn(async move {
+            let fetched = bring(&shared, &wanted).await;
+            // The loop being gone means that the agent stops.
+            drop(shared.events.send(Event::Remote(Notice::Fetched(namespace, fetched))).await);
+        });
+    }
+
+    async fn fetched(&mut self, namespace: Namespace, fetched: Result<Fetched, FetchError>) {
+        let Some(Turn { job, again, mut waiting }) = self.remotes.busy.remove(&namespace) else { return };
+        let failures = self.remotes.last.get(&namespace).map_or(0, |last| last.failures);
+        let (problem, failures) = match &fetched {
+            Ok(_) => (String::new(), 0),
+            Err(error) => (error.to_string(), failures.saturating_add(1)),
+        };
+        match fetched {
+            Ok(fetched) => self.take_up(&namespace, fetched, job).await,
+            Err(error) => {
+                tracing::warn!(%namespace, error = %chain(&error), "could not fetch");
+                if let Some(job) = job {
+                    job.end(Stage::Fetch, Outcome::Failed, format!("{error}; what runs goes on"));
+                }
+            }
+        }
+        self.remotes.last.insert(namespace.clone(), Last { at: now(), problem, failures });
+        let next = waiting.pop();
+        for older in waiting {
+            older.end(Stage::Queue, Outcome::Superseded, "a newer one took its place");
+        }
+        if again {
+            return self.fetch_remote(&namespace, next);
+        }
+        // What failed is tried again soon, and then less and less often, up to a day apart.
+        let Settings { every, pause, .. } = &self.shared.settings.remotes;
+        let rest = match failures {
+            0 => *every,
+            _ => (*pause * 10).saturating_mul(1 << failures.min(20)).min(Duration::from_secs(86_400)),
+        };
+        self.fetch_in(&namespace, rest);
+    }
+
+    /// Deploys a commit that was not seen before, or whichever it is if somebody asked for it.
+    async fn take_up(&mut self, namespace: &Namespace, fetched: Fetched, job: Option<Job>) {
+        let Fetched { found: Found { branch, commit }, keys } = fetched;
+        let (plant, upstream) = (self.memory.plants.get(namespace), self.memory.upstreams.get(namespace));
+        let (Some(plant), Some(upstream)) = (plant.cloned(), upstream.cloned()) else {
+            if let Some(job) = job {
+                job.end(Stage::Fetch, Outcome::Failed, "it is not planted any more");
+            }
+            return;
+        };
+        if job.is_none() && upstream.seen.as_ref() == Some(&commit) {
+            return;
+        }
+        // Its forge decides who may push there; whoever may is taken at his word.
+        let (keys, notes) = new_keys(&upstream.repository, &Principal::Operator, keys, now());
+        let repository = Repository { keys, ..upstream.repository.clone() };
+        let ask = Ask { repo: repository.name.clone(), reference: branch.clone(), commit: commit.clone(), by: plant.by, at: now() };
+        let upstream = Upstream { repository, branch: Some(branch.clone()), seen: Some(commit.clone()), ..upstream };
+        let batch = vec![Change::Upstream(namespace.clone(), Some(upstream)), Change::Ask(namespace.clone(), Some(ask.clone()))];
+        let committed = self.commit(batch).await;
+        let job = job.unwrap_or_else(|| self.jobs.create(namespace.clone()));
+        for note in notes {
+            job.say(Stage::Fetch, Level::Info, note);
+        }
+        match committed {
+            Ok(()) => {
+                tracing::info!(%namespace, flake = %plant.uri, %commit, "fetched");
+                job.say(Stage::Fetch, Level::Info, format!("{} is at {}", branch.short(), &commit.as_str()[..12]));
+                self.enqueue_as(namespace.clone(), ask, job);
+            }
+            Err(refusal) => job.end(Stage::Fetch, Outcome::Failed, text(&refusal)),
+        }
+    }
+
+    /// Sets the next fetch of a namespace, in place of the one that was set.
+    fn fetch_in(&mut self, namespace: &Namespace, pause: Duration) {
+        let number = self.remotes.next.entry(namespace.clone()).or_default();
+        *number += 1;
+        let notice = Notice::Due(namespace.clone(), *number);
+        self.later(pause, Event::Remote(notice));
+    }
+
+    /// Fetches a namespace in a moment: deliveries come in bursts.
+    pub(super) fn fetch_soon(&mut self, namespace: &Namespace) {
+        if self.remotes.soon.insert(namespace.clone()) {
+            self.fetch_in(namespace, self.shared.settings.remotes.pause);
+        }
+    }
+
+    /// The branch of a namespace that is followed, if it is known already.
+    pub(super) fn branch_of(&self, namespace: &Namespace) -> Option<&RefName> {
+        let named = self.memory.plants.get(namespace).and_then(|plant| match &plant.uri {
+            FlakeUri::Remote(remote) => remote.branch(),
+            FlakeUri::Silo(_) => None,
+        });
+        named.or_else(|| self.memory.upstreams.get(namespace)?.branch.as_ref())
+    }
+
+    /// Whether `who` means a repository from elsewhere by that name; one of this host comes first.
+    pub(super) fn is_elsewhere(&self, who: &str, name: &str) -> bool {
+        let here = name.parse().is_ok_and(|name: crate::spec::name::RepoName| self.memory.repos.contains_key(&name));
+        let Ok(who) = principal(who) else { return false };
+        !here && self.remotes_called(&who, name).is_ok_and(|found| !found.is_empty())
+    }
+
+    fn remotes_called(&self, who: &Principal, name: &str) -> Result<Vec<Plant>, Refusal> {
+        let plants = resolve::plants(&self.memory, who, name)?;
+        Ok(plants.into_iter().filter(|plant| matches!(plant.uri, FlakeUri::Remote(_))).cloned().collect())
+    }
+
+    /// The one repository from elsewhere that `who` calls `name` and may do `verb` to.
+    fn remote_plant(&self, who: &str, verb: Verb, name: &str) -> Result<Plant, Refusal> {
+        let who = principal(who)?;
+        let mut found = self.remotes_called(&who, name)?;
+        if found.len() > 1 {
+            let names: Vec<String> = found.iter().map(|plant| plant.uri.to_string()).collect();
+            return Err(Refusal::NotFound(format!("{name:?} is ambiguous; there is {}", names.join(", "))));
+        }
+        let Some(plant) = found.pop() else {
+            return Err(Refusal::Invalid(format!("{name} is a repository of this host: push to it")));
+        };
+        if !resolve::may(&self.memory, &who, verb, &plant) {
+            return Err(Refusal::Denied(format!("your key may look at {}, but not do this", plant.uri)));
+        }
+        Ok(plant)
+    }
+
+    /// Fetches and deploys, whether or not there is something new.
+    pub(super) fn deploy_remote(&mut self, who: &str, name: &str, answer: Answer) {
+        let reply = self.remote_plant(who, Verb::Act, name).map(|plant| {
+            let job = self.jobs.create(plant.namespace.clone());
+            self.fetch_remote(&plant.namespace, Some(job.clone()));
+            Reply::Text(job.name)
+        });
+        drop(answer.send(reply));
+    }
+
+    fn show_remote(&self, who: &str, name: &str) -> Result<Reply, Refusal> {
+        let plant = self.remote_plant(who, Verb::See, name)?;
+        let settings = &self.shared.settings.remotes;
+        let last = self.remotes.last.get(&plant.namespace);
+        let seen = self.memory.upstreams.get(&plant.namespace).and_then(|upstream| upstream.seen.as_ref());
+        Ok(json(&RemoteStatus {
+            version: 1,
+            namespace: plant.namespace.to_string(),
+            flake: plant.uri.to_string(),
+            branch: self.branch_of(&plant.namespace).map(|branch| branch.short().to_owned()).unwrap_or_default(),
+            commit: seen.map(ToString::to_string).unwrap_or_default(),
+            token: settings.tokens.of(&plant.namespace).is_some(),
+            webhook_url: settings.webhook.clone(),
+            fetched: last.map_or(0, |last| last.at),
+            problem: last.map(|last| last.problem.clone()).unwrap_or_default(),
+            every: settings.every.as_secs(),
+        }))
+    }
+
+    fn set_token(&mut self, who: &str, name: &str, token: &Secret) -> Result<Reply, Refusal> {
+        let plant = self.remote_plant(who, Verb::Administer, name)?;
+        self.shared.settings.remotes.tokens.set(&plant.namespace, token)?;
+        tracing::info!(namespace = %plant.namespace, "a token was set");
+        Ok(Reply::Nothing)
+    }
+
+    fn forget_token(&mut self, who: &str, name: &str) -> Result<Reply, Refusal> {
+        let plant = self.remote_plant(who, Verb::Administer, name)?;
+        if !self.shared.settings.remotes.tokens.forget(&plant.namespace)? {
+            return Err(Refusal::NotFound(format!("{} has no token", plant.uri)));
+        }
+        tracing::info!(namespace = %plant.namespace, "the token was removed");
+        Ok(Reply::Nothing)
+    }
+
+    async fn new_secret(&mut self, who: &str, name: &str) -> Result<Reply, Refusal> {
+        let plant = self.remote_plant(who, Verb::Administer, name)?;
+        let Some(upstream) = self.memory.upstreams.get(&plant.namespace).cloned() else {
+            return Err(Refusal::Failed("this is a bug in Seed: nothing is known of this repository".to_owned()));
+        };
+        let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
+        let upstream = Upstream { secret: secret.clone(), ..upstream };
+        self.commit(vec![Change::Upstream(plant.namespace, Some(upstream))]).await?;
+        Ok(json(&self.webhook(secret)))
+    }
+}
+
+/// Fetches, and reads what else is to be known of the commit.
+async fn bring<H: Host, B: Builder>(shared: &super::Shared<H, B>, wanted: &Wanted) -> Result<Fetched, FetchError> {
+    let settings = &shared.settings;
+    let found = settings.remotes.fetcher.fetch(wanted).await?;
+    if wanted.known.as_ref() == Some(&found.commit) {
+        return Ok(Fetched { found, keys: Ok(None) });
+    }
+    let place = Place::Mirror(wanted.namespace.clone(), settings.remotes.fetcher.path(&wanted.namespace));
+    let pushed = settings.reader.pushed(&place, found.branch.clone(), found.commit.clone()).await;
+    let keys = pushed.map_err(|error| FetchError::Refused(chain(&error)))?.keys;
+    Ok(Fetched { found, keys })
+}
+
+/// Why something is not planted: its first fetch failed.
+fn unreadable(error: &FetchError) -> Refusal {
+    match error {
+        FetchError::Host(_) => Refusal::Failed(format!("{error}; the code was not spent")),
+        FetchError::Refused(_) => Refusal::NotFound(format!(
+            "{error}; it was not planted, and the code was not spent. If it is private: plant it with --private, and give it a token then"
+        )),
+    }
+}

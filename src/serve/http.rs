@@ -1,0 +1,263 @@
+//! The HTTP door: what forges say over their webhooks. A request has a deadline for its head, one for its body, and a limit for its size;
+//! a connection counts among the strangers of its neighbourhood. What a delivery is about is read here, where a parser can do no harm;
+//! whether it is signed, and what comes of it, the agent decides.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use serde::Deserialize;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Doors, ask, crowd::Crowd};
+use crate::{
+    bus::{Refusal, github::GitHubProxy},
+    spec::name::RefName,
+};
+
+/// The largest delivery. GitHub's are a few thousand bytes, unless somebody pushes hundreds of commits at once: then the branch is looked at
+/// when it is its time.
+const MAX_BODY: usize = 1 << 20;
+/// How long a client may take for the head of a request, and then for its body.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a connection may last.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What requests share.
+#[derive(Clone)]
+struct Shared {
+    doors: Arc<Doors>,
+    /// So many deliveries are with the agent at a time: anybody may send one.
+    turns: Arc<Semaphore>,
+}
+
+/// Takes connections until the doors close.
+pub(super) async fn listen(doors: Arc<Doors>, crowd: Arc<Crowd>, listener: TcpListener) {
+    let shared = Shared { doors: Arc::clone(&doors), turns: Arc::new(Semaphore::new(8)) };
+    let router = Router::new().route("/webhook/github", post(webhook)).with_state(shared);
+    loop {
+        let accepted = tokio::select! {
+            // Cancel-safe: a connection that is not taken waits in its queue.
+            accepted = listener.accept() => accepted,
+            () = doors.stopping.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                drop(tokio::spawn(connection(Arc::clone(&doors), Arc::clone(&crowd), router.clone(), stream, peer)))
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: give some time to come back.
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(doors: Arc<Doors>, crowd: Arc<Crowd>, router: Router, stream: TcpStream, peer: SocketAddr) {
+    let close = CancellationToken::new();
+    let _place = crowd.enter(peer.ip(), close.clone());
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 << 10);
+    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(serving);
+    tokio::select! {
+        // An error is the client's, and nobody is left to be told.
+        served = &mut serving => drop(served),
+        () = close.cancelled() => {}
+        () = tokio::time::sleep(LONGEST) => {}
+        () = doors.stopping.cancelled() => {
+            // What was asked is still answered.
+            serving.as_mut().graceful_shutdown();
+            drop(timeout(PATIENCE, serving).await);
+        }
+    }
+}
+
+/// `{"version":1,"result":…}`, or an error in the form of the shell's.
+fn answer(status: StatusCode, document: &serde_json::Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], format!("{document}\n")).into_response()
+}
+
+fn result(word: &str) -> Response {
+    answer(StatusCode::OK, &serde_json::json!({ "version": 1, "result": word }))
+}
+
+fn error(status: StatusCode, text: &str) -> Response {
+    answer(status, &serde_json::json!({ "version": 1, "error": { "text": text } }))
+}
+
+fn field<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+async fn webhook(State(shared): State<Shared>, request: Request<Body>) -> Result<Response, Infallible> {
+    Ok(heard(&shared, request).await.unwrap_or_else(|refused| refused))
+}
+
+/// One delivery. `Err` is an answer too.
+async fn heard(shared: &Shared, request: Request<Body>) -> Result<Response, Response> {
+    let (head, body) = request.into_parts();
+    let signature = field(&head.headers, "x-hub-signature-256").to_owned();
+    let event = field(&head.headers, "x-github-event").to_owned();
+    if signature.is_empty() {
+        return Err(error(StatusCode::UNAUTHORIZED, "there is no signature: give the webhook the plant's secret"));
+    }
+    let body = timeout(PATIENCE, axum::body::to_bytes(body, MAX_BODY)).await;
+    let body = body.map_err(|_| error(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
+    // Its length is the only thing that can be wrong with a body whose client is still there.
+    let body =
+        body.map_err(|_| error(StatusCode::PAYLOAD_TOO_LARGE, "more than 1 MiB: the branch is looked at when it is its time"))?;
+    let told = match told(&event, field(&head.headers, "content-type"), &body) {
+        Ok(Some(told)) => told,
+        Ok(None) => return Ok(result("ignored")),
+        Err(what) => return Err(error(StatusCode::BAD_REQUEST, what)),
+    };
+    let busy = || error(StatusCode::SERVICE_UNAVAILABLE, "this host is hearing as many deliveries as it can: send it again");
+    let turn = timeout(PATIENCE, shared.turns.acquire()).await.map_err(|_| busy())?;
+    let bus = shared.doors.agent.inner().connection();
+    let asked = async {
+        let proxy = GitHubProxy::builder(bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+        proxy.hook(&told.repository, &told.branch, &signature, &body).await
+    };
+    let heard = ask::within(asked).await;
+    drop(turn);
+    match heard {
+        Ok(word) => {
+            tracing::info!(repository = told.repository, branch = told.branch, result = word, "heard a delivery");
+            Ok(result(&word))
+        }
+        Err(refusal) => {
+            let status = match &refusal {
+                Refusal::Denied(_) => StatusCode::UNAUTHORIZED,
+                Refusal::NotFound(_) | Refusal::Invalid(_) => StatusCode::BAD_REQUEST,
+                Refusal::Failed(_) | Refusal::ZBus(_) => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            Err(error(status, &ask::words(&refusal)))
+        }
+    }
+}
+
+/// What a delivery is about.
+#[derive(Debug, PartialEq, Eq)]
+struct Told {
+    /// `user/repo`
+    repository: String,
+    /// Empty for a ping.
+    branch: String,
+}
+
+#[derive(Deserialize)]
+struct Payload {
+    #[serde(default)]
+    r#ref: String,
+    #[serde(default)]
+    deleted: bool,
+    repository: PayloadRepository,
+}
+
+#[derive(Deserialize)]
+struct PayloadRepository {
+    full_name: String,
+}
+
+/// Reads a delivery. `None` if it is of no interest: not a push, or not of a branch that could be deployed.
+fn told(event: &str, kind: &str, body: &Bytes) -> Result<Option<Told>, &'static str> {
+    if !matches!(event, "push" | "ping") {
+        return Ok(None);
+    }
+    let form = kind.starts_with("application/x-www-form-urlencoded");
+    let json = if form { payload(body).ok_or("the form has no payload")? } else { body.to_vec() };
+    let Payload { r#ref, deleted, repository } =
+        serde_json::from_slice(&json).map_err(|_| "this is no delivery of a forge: there is no repository.full_name in it")?;
+    let repository = repository.full_name;
+    if repository.len() > 300 || !repository.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("the repository has no name that could be planted");
+    }
+    if event == "ping" {
+        return Ok(Some(Told { repository, branch: String::new() }));
+    }
+    let branch = r#ref.parse::<RefName>().ok().filter(|branch| branch.is_branch() && !deleted);
+    Ok(branch.map(|branch| Told { repository, branch: branch.to_string() }))
+}
+
+/// The value of `payload` in a form.
+fn payload(form: &[u8]) -> Option<Vec<u8>> {
+    let value = form.split(|b| *b == b'&').find_map(|pair| pair.strip_prefix(b"payload="))?;
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.iter();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || char::from(*rest.next()?).to_digit(16);
+                (digit()? * 16 + digit()?) as u8
+            }
+            byte => *byte,
+        });
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PUSH: &str =
+        r#"{"ref":"refs/heads/main","before":"0","after":"1","repository":{"id":1,"full_name":"ann/app"},"commits":[]}"#;
+
+    fn read(event: &str, kind: &str, body: &str) -> Result<Option<Told>, &'static str> {
+        told(event, kind, &Bytes::copy_from_slice(body.as_bytes()))
+    }
+
+    #[test]
+    fn a_delivery_is_read_whichever_way_it_comes() {
+        let main = || Ok(Some(Told { repository: "ann/app".into(), branch: "refs/heads/main".into() }));
+        assert_eq!(read("push", "application/json", PUSH), main());
+        let form: String = PUSH.bytes().map(|b| format!("%{b:02X}")).collect();
+        assert_eq!(read("push", "application/x-www-form-urlencoded", &format!("x=1&payload={form}")), main());
+        let ping = r#"{"zen":"x","repository":{"full_name":"ann/app"}}"#;
+        assert_eq!(read("ping", "application/json", ping), Ok(Some(Told { repository: "ann/app".into(), branch: String::new() })));
+        for ignored in [
+            PUSH.replace("refs/heads/main", "refs/tags/v1"),
+            PUSH.replace("refs/heads/main", "refs/heads/-x"),
+            PUSH.replace("\"ref\"", "\"deleted\":true,\"ref\""),
+        ] {
+            assert_eq!(read("push", "application/json", &ignored), Ok(None), "{ignored}");
+        }
+        assert_eq!(read("issues", "application/json", PUSH), Ok(None));
+        for bad in ["", "[]", "{}", r#"{"repository":{"full_name":"a b"}}"#, r#"{"repository":"x"}"#] {
+            assert!(read("push", "application/json", bad).is_err(), "{bad}");
+        }
+        for bad in ["", "payload", "payload=%7", "payload=%zz"] {
+            assert!(read("push", "application/x-www-form-urlencoded", bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_is_read_as_what_it_is_not(bytes: Vec<u8>, form: bool) {
+            let kind = if form { "application/x-www-form-urlencoded" } else { "application/json" };
+            if let Ok(Some(told)) = told("push", kind, &Bytes::from(bytes)) {
+                prop_assert!(told.branch.parse::<RefName>().is_ok() && !told.repository.contains(' '));
+            }
+        }
+    }
+}
