@@ -287,6 +287,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     fn desired(&self) -> Desired {
         let mut desired = Desired::default();
         for (namespace, deployment) in &self.memory.wants {
+            if !deployment.instances.is_empty() {
+                desired.quotas.insert(namespace.clone(), self.quota_of(namespace).clone());
+            }
             for (name, instance) in &deployment.instances {
                 let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
                 // Leases are written in the same batch as the deployment.
