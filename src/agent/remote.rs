@@ -62,7 +62,7 @@ pub enum Question {
 /// What wakes the loop.
 pub enum Notice {
     /// The first fetch of what is to be planted has ended.
-    Tried(Planting, Result<Fetched, FetchError>, Answer),
+    Tried(Box<Planting>, Result<Fetched, FetchError>, Answer),
     /// A fetch has ended.
     Fetched(Namespace, Result<Fetched, FetchError>),
     /// It is time for a fetch, if nothing else was set since then.
@@ -139,7 +139,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         match notice {
             Notice::Tried(planting, fetched, answer) => {
                 let reply = match fetched {
-                    Ok(fetched) => self.planted_remote(planting, Some(fetched)).await,
+                    Ok(fetched) => self.planted_remote(*planting, Some(fetched)).await,
                     Err(error) => Err(unreadable(&error)),
                 };
                 drop(answer.send(reply));
@@ -177,7 +177,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let shared = self.shared.clone();
         tokio::spawn(async move {
             let fetched = bring(&shared, &wanted).await;
-            drop(shared.events.send(Event::Remote(Notice::Tried(planting, fetched, answer))).await);
+            drop(shared.events.send(Event::Remote(Notice::Tried(Box::new(planting), fetched, answer))).await);
         });
     }
 
