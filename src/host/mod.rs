@@ -80,6 +80,9 @@ pub struct JournalQuery {
     pub unit: String,
 }
 
+/// How many units systemd is asked about at the same time; each is a few questions.
+const AT_ONCE: usize = 16;
+
 /// How one guest is doing, in systemd's words.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Guest {
@@ -317,7 +320,7 @@ impl Host for Machine {
 
     async fn inspect(&self, ids: &[InstanceId]) -> Result<Vec<Guest>, HostError> {
         let loaded = self.systemd.list(&["seed-vm@*.service"]).await?;
-        let guests = ids.iter().map(async |id| {
+        let ask = async |id: &InstanceId| {
             let name = vm_unit(id);
             match loaded.get(&name) {
                 Some(unit) => {
@@ -331,8 +334,13 @@ impl Host for Machine {
                     ..Guest::default()
                 }),
             }
-        });
-        futures_util::future::try_join_all(guests).await
+        };
+        let mut guests = Vec::with_capacity(ids.len());
+        // The bus refuses who waits for more than 128 answers at once.
+        for some in ids.chunks(AT_ONCE) {
+            guests.extend(futures_util::future::try_join_all(some.iter().map(&ask)).await?);
+        }
+        Ok(guests)
     }
 
     async fn usage(&self, subjects: Vec<Subject>) -> Result<Vec<Usage>, HostError> {
