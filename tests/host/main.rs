@@ -9,6 +9,7 @@ mod access;
 mod bad_input;
 mod bus;
 mod crash;
+mod github;
 mod lacks;
 mod logs;
 mod network;
