@@ -9,7 +9,7 @@ mod access;
 mod bad_input;
 mod bus;
 mod crash;
-mod github;
+mod enter;
 mod lacks;
 mod logs;
 mod network;
