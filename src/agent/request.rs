@@ -31,7 +31,6 @@ pub enum Request {
     NewInvite { uses: u32, expires_secs: u64, note: String },
     ListInvites,
     RevokeInvite { id: String },
-    Zone,
 }
 
 /// An answer.
@@ -80,7 +79,6 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::NewInvite { uses, expires_secs, note } => self.new_invite(uses, expires_secs, note).await,
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
-            Request::Zone => Ok(json(&**self.zone.borrow())),
         };
         // Who has stopped waiting does not care.
         drop(answer.send(reply));
