@@ -4,14 +4,15 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, chain, logs, resolve, status};
+use super::{Agent, chain, logs, now, resolve, status};
 use crate::{
     build::Builder,
     bus::Refusal,
     host::Host,
     spec::{
         access::{self, Principal, Verb},
-        name::{FlakeUri, KeyId, NameError},
+        caller::Caller,
+        name::{FlakeUri, NameError},
     },
     state::State,
 };
@@ -58,7 +59,10 @@ pub(super) fn invalid(error: NameError) -> Refusal {
 }
 
 pub(super) fn principal(who: &str) -> Result<Principal, Refusal> {
-    if who.is_empty() { Ok(Principal::Operator) } else { who.parse::<KeyId>().map(Principal::Key).map_err(invalid) }
+    if who.is_empty() {
+        return Ok(Principal::Operator);
+    }
+    who.parse::<Caller>().map(|caller| Principal::Key(caller.key().clone())).map_err(invalid)
 }
 
 pub(super) fn json(document: &impl serde::Serialize) -> Reply {
@@ -134,7 +138,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Whether a repository that `who` may write to has this namespace, planted or not: a plan may be followed before it is planted.
     fn owns_namespace(&self, who: &Principal, namespace: &crate::spec::name::Namespace) -> bool {
         let mut repositories = self.memory.repos.values();
-        repositories.any(|repo| FlakeUri::Silo(repo.name.clone()).namespace() == *namespace && access::may(who, Verb::See, repo))
+        repositories
+            .any(|repo| FlakeUri::Silo(repo.name.clone()).namespace() == *namespace && access::may(who, Verb::See, repo, now()))
     }
 
     fn logs(&self, who: &str, instance: &str, lines: u32, follow: bool) -> Result<Reply, Refusal> {
