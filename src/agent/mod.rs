@@ -24,7 +24,6 @@ pub mod zone;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -64,9 +63,8 @@ pub struct Settings {
     pub parallel: usize,
     /// How many replaced deployments of a namespace are kept.
     pub keep: usize,
-    /// The host's own public addresses.
-    pub host4: Vec<Ipv4Addr>,
-    pub host6: Vec<Ipv6Addr>,
+    /// What the zone has of the host itself.
+    pub apex: render::zone::Apex,
     /// `qemu, emulating: /dev/kvm is not there`
     pub hypervisor: String,
 }
@@ -256,7 +254,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     fn publish_zone(&self) {
         let settings = &self.shared.settings;
         let serial = zone::next(self.zone.borrow().zone().serial, now());
-        let zone = render::zone::zone(&self.desired(), &settings.layout, &settings.host4, &settings.host6, serial);
+        let zone = render::zone::zone(&self.desired(), &settings.layout, &settings.apex, serial);
         self.zone.send_modify(|book| book.begin(zone));
     }
 

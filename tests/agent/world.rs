@@ -283,8 +283,7 @@ async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &
         work: dir.path().to_owned(),
         parallel: 2,
         keep: 3,
-        host4: vec![],
-        host6: vec![],
+        apex: seed::render::zone::Apex::default(),
         hypervisor: "a machine made of memory".to_owned(),
     };
     let (agent, handle) = Agent::new(sim.clone(), state.clone(), table.clone(), settings).await.unwrap();
