@@ -5,8 +5,10 @@
 //! and an instance whose lane is busy is left alone until it has ended.
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
+pub mod authority;
 pub mod bus;
 pub mod deploy;
+pub mod enter;
 mod guest;
 mod invite;
 pub mod job;
@@ -67,6 +69,8 @@ pub struct Settings {
     pub apex: render::zone::Apex,
     /// `qemu, emulating: /dev/kvm is not there`
     pub hypervisor: String,
+    /// What opens guests; `layout.guest_ca` is its public half.
+    pub authority: authority::Authority,
 }
 
 /// Everything that wakes the loop.

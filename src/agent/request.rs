@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, chain, logs, now, resolve, status};
+use super::{Agent, chain, enter::Enter, logs, now, resolve, status};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -29,6 +29,7 @@ pub enum Request {
     Follow { who: String, job: String },
     Logs { who: String, instance: String, lines: u32, follow: bool },
     Restart { who: String, instance: String },
+    Enter(Enter),
     NewInvite { uses: u32, expires_secs: u64, note: String },
     ListInvites,
     RevokeInvite { id: String },
@@ -41,6 +42,8 @@ pub enum Reply {
     Text(String),
     /// The end of a pipe to read from.
     Pipe(OwnedFd),
+    /// A stream into a guest, and a document about it.
+    Way(OwnedFd, String),
     Nothing,
 }
 
@@ -80,6 +83,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Follow { who, job } => self.follow(&who, &job),
             Request::Logs { who, instance, lines, follow } => self.logs(&who, &instance, lines, follow),
             Request::Restart { who, instance } => self.restart(&who, &instance),
+            Request::Enter(ask) => return self.enter(ask, answer),
             Request::NewInvite { uses, expires_secs, note } => self.new_invite(uses, expires_secs, note).await,
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,

@@ -8,6 +8,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+pub mod guest;
+
 pub use crate::render::zone::{Zone, ZoneChange, ZoneEntry};
 
 /// The well-known name of the agent, and the interface of its object.
