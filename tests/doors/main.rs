@@ -3,6 +3,7 @@
 
 mod crowd;
 mod dns;
+mod dns_clients;
 mod push;
 mod refused;
 mod shell;
