@@ -50,6 +50,7 @@ pub fn run(words: &[String]) -> Option<ExitCode> {
         ["dns", ..] => runtime.block_on(crate::dns::door(number(1) as u16, number(2))),
         ["dns-hickory", ..] => runtime.block_on(crate::dns::hickory(number(1) as u16, number(2))),
         ["dns-changes", ..] => crate::dns::changes(number(1), number(2)),
+        ["statuses", _, _] => runtime.block_on(statuses(number(1), number(2))),
         ["namespace"] => println!("{}", namespace()),
         ["cheap", id] => cheap(&id.parse().expect("an instance")),
         ["notify", path] => notify(Path::new(path)),
@@ -172,13 +173,29 @@ async fn plans(count: usize) {
     println!("{}", times[times.len() / 2]);
 }
 
+/// Asks the agent for the status of everything; prints the median time in microseconds. So many instances must run.
+async fn statuses(count: usize, instances: usize) {
+    let bus = zbus::Connection::system().await.expect("a bus");
+    let agent = seed::bus::SeedProxy::new(&bus).await.expect("an agent");
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let began = Instant::now();
+        let status = agent.status("", "").await.expect("a status");
+        times.push(began.elapsed().as_micros());
+        let running = status.matches("\"state\":\"running\"").count();
+        assert_eq!(running, instances, "{}", status.chars().take(600).collect::<String>());
+    }
+    times.sort_unstable();
+    println!("{}", times[times.len() / 2]);
+}
+
 /// Makes the machine look to the agent as if `count` instances ran: units that are active, files, taps. No unit has a process: systemd
 /// loads each from a file that needs none, and then the file gets the text that is rendered.
 async fn crowd(count: usize) {
     let layout = layout();
     let wanted = |n: usize| Wanted { instance: instance(false), lease: Lease(n as u16) };
     let id = |n| InstanceId { namespace: namespace(), name: name(n) };
-    let desired = Desired { instances: (0..count).map(|n| (id(n), wanted(n))).collect() };
+    let desired = Desired { instances: (0..count).map(|n| (id(n), wanted(n))).collect(), ..Desired::default() };
     let target = render::target(&desired, &layout);
     let units: Vec<_> = target.instances.values().flat_map(|one| &one.units).collect();
     fs::create_dir_all(&layout.units).unwrap();

@@ -5,16 +5,21 @@
 //! and an instance whose lane is busy is left alone until it has ended.
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
+pub mod access;
+mod acts;
 pub mod authority;
 pub mod bus;
 pub mod deploy;
 pub mod enter;
 mod guest;
+pub mod history;
 mod invite;
 pub mod job;
 pub mod logs;
+mod patience;
 mod power;
 mod queue;
+mod quota;
 pub mod reconcile;
 mod repository;
 pub mod request;
@@ -22,6 +27,7 @@ pub mod resolve;
 #[cfg(test)]
 pub mod samples;
 pub mod status;
+mod unplant;
 pub mod zone;
 
 use std::{
@@ -40,6 +46,7 @@ use self::{
 };
 use crate::{
     build::{Builder, source::Reader},
+    bus::history::DeployEntry,
     bus::{Refusal, ZoneEntry},
     host::{Host, HostError},
     plan::Observed,
@@ -47,8 +54,9 @@ use crate::{
     spec::{
         desired::{Deployment, Desired, Wanted},
         name::{InstanceId, InstanceName, Namespace},
+        quota::Quota,
     },
-    state::{Ask, Batch, Change, Memory, State, StateError},
+    state::{Ask, Batch, Change, Memory, Record, State, StateError, audit::Audit},
 };
 
 /// What the agent needs to know of its configuration.
@@ -65,6 +73,10 @@ pub struct Settings {
     pub parallel: usize,
     /// How many replaced deployments of a namespace are kept.
     pub keep: usize,
+    /// What a namespace may have that was given no quota of its own.
+    pub quota: Quota,
+    /// Where the audit log is.
+    pub audit: PathBuf,
     /// What the zone has of the host itself.
     pub apex: render::zone::Apex,
     /// `qemu, emulating: /dev/kvm is not there`
@@ -92,7 +104,9 @@ pub enum Event {
     /// All instances of the deployment that is wanted got ready.
     Proven(Namespace),
     /// A deploy has ended, well or not.
-    DeployEnded(Namespace, Option<Ask>),
+    DeployEnded(Namespace, Option<Ask>, Box<Record>),
+    /// A plan was said.
+    PlanEnded,
     /// Something changed on the machine.
     Changed,
     /// Time to look anyway.
@@ -109,12 +123,20 @@ pub struct Shared<H, B> {
     pub events: mpsc::Sender<Event>,
     /// Bumped whenever something may have changed on the machine.
     pub changed: watch::Sender<u64>,
+    /// Instances that are to be off: whoever waits for one to get ready waits in vain.
+    pub stopped: watch::Sender<BTreeSet<InstanceId>>,
 }
 
 /// A deploy that waits for its turn.
 struct Queued {
     ask: Ask,
     job: Job,
+}
+
+/// A deploy that is being made.
+struct UnderWay {
+    job: Job,
+    entry: DeployEntry,
 }
 
 /// The loop's own memory.
@@ -127,9 +149,15 @@ pub struct Agent<H, S, B> {
     inbox: mpsc::Receiver<Event>,
     jobs: Jobs,
     queued: BTreeMap<Namespace, Queued>,
-    deploying: BTreeMap<Namespace, Job>,
+    deploying: BTreeMap<Namespace, UnderWay>,
+    /// Of each namespace, the deploy that began last.
+    last_deploy: BTreeMap<Namespace, Job>,
     lanes: Lanes,
     zone: watch::Sender<zone::Book>,
+    record: acts::Record,
+    guesses: invite::Guesses,
+    /// Plans under way.
+    planning: Vec<Job>,
 }
 
 /// How the bus and tests speak with a running agent.
@@ -159,8 +187,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// An agent that remembers what `state` holds. Call [`Agent::run`] to set it going.
     pub async fn new(host: H, state: S, builder: B, settings: Settings) -> Result<(Self, Handle), StateError> {
         let memory = state.load().await?;
+        let record = acts::Record::new(Audit::open(&settings.audit)?);
         let (events, inbox) = mpsc::channel(1024);
-        let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0) });
+        let stopped = watch::Sender::new(memory.stopped.keys().cloned().collect());
+        let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0), stopped });
         let zone = watch::Sender::new(zone::Book::default());
         let handle = Handle { events, zone: zone.subscribe() };
         let agent = Self {
@@ -172,8 +202,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             jobs: Jobs::new(now()),
             queued: BTreeMap::new(),
             deploying: BTreeMap::new(),
+            last_deploy: BTreeMap::new(),
             lanes: Lanes::default(),
             zone,
+            record,
+            guesses: invite::Guesses::default(),
+            planning: Vec::new(),
         };
         Ok((agent, handle))
     }
@@ -211,9 +245,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 drop(answer.send(accepted));
             }
             Event::Proven(namespace) => self.proven(&namespace).await,
-            Event::DeployEnded(namespace, ask) => self.deploy_ended(namespace, ask).await,
+            Event::DeployEnded(namespace, ask, record) => self.deploy_ended(namespace, ask, *record).await,
             Event::Changed | Event::Tick => self.look(),
-            Event::Quit => {}
+            // What waits for a build is started after every event.
+            Event::PlanEnded | Event::Quit => {}
         }
     }
 
@@ -227,6 +262,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         for change in batch {
             self.memory.apply(change);
         }
+        self.shared.stopped.send_if_modified(|stopped| {
+            let differs = !stopped.iter().eq(self.memory.stopped.keys());
+            if differs {
+                *stopped = self.memory.stopped.keys().cloned().collect();
+            }
+            differs
+        });
         Ok(())
     }
 
@@ -238,6 +280,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
                 // Leases are written in the same batch as the deployment.
                 let Some(lease) = self.memory.leases.get(&id).copied() else { continue };
+                if self.memory.stopped.contains_key(&id) {
+                    desired.stopped.insert(id.clone());
+                }
                 desired.instances.insert(id, Wanted { instance: instance.clone(), lease });
             }
         }
@@ -275,7 +320,17 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 
     /// Remembers a deployment as the one that is to run, hands out leases, and asks for a pass.
-    async fn accept(&mut self, namespace: &Namespace, mut new: Deployment) -> Result<Vec<deploy::Settled>, Refusal> {
+    async fn accept(&mut self, namespace: &Namespace, new: Deployment) -> Result<Vec<deploy::Settled>, Refusal> {
+        self.accept_with(namespace, new, Batch::new()).await
+    }
+
+    /// The same, together with other changes.
+    async fn accept_with(
+        &mut self,
+        namespace: &Namespace,
+        mut new: Deployment,
+        more: Batch,
+    ) -> Result<Vec<deploy::Settled>, Refusal> {
         let mut batch: Batch = Vec::new();
         let mut taken: BTreeSet<u16> = self.memory.leases.values().map(|lease| lease.0).collect();
         let id = |name| InstanceId { namespace: namespace.clone(), name };
@@ -294,13 +349,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             // Two within a second still have an order.
             new.at = new.at.max(old.at + 1);
         }
-        if let Some(old) = old.clone().filter(|old| old.instances != new.instances) {
-            batch.push(Change::Past(namespace.clone(), old.at, Some(old)));
-        }
-        let mut past: Vec<u64> = self.memory.past.keys().filter(|(other, _)| other == namespace).map(|(_, at)| *at).collect();
-        past.sort_unstable();
-        let surplus = (past.len() + 1).saturating_sub(self.shared.settings.keep);
-        batch.extend(past.into_iter().take(surplus).map(|at| Change::Past(namespace.clone(), at, None)));
+        batch.extend(self.set_aside(namespace, old.as_ref(), &new));
+        batch.extend(self.outdated_by(namespace, old.as_ref(), &new));
+        batch.extend(more);
         let ids: BTreeSet<InstanceId> =
             new.instances.keys().chain(old.iter().flat_map(|old| old.instances.keys())).cloned().map(id).collect();
         batch.push(Change::Want(namespace.clone(), Some(new)));

@@ -1,8 +1,7 @@
 //! A machine made of memory: every step is applied to a value, so that plans and the agent can be tested by the thousand.
 //!
 //! It is stricter than a real one: a step that a real machine would carry out on something it should not (writing the units of what
-//! runs, a tap that another instance has) is an error here. It has no clock and never waits: boots end when it is told to
-//! [`Sim::tick`], unless they end at once.
+//! runs, a tap that another instance has) is an error here. It has no clock: boots end at once, or at [`Sim::tick`].
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +12,16 @@ use std::{
 
 use tokio::sync::{Notify, mpsc};
 
-use super::{Guest, Host, HostError, JournalQuery};
+use super::{
+    Guest, Host, HostError, JournalQuery,
+    usage::{Subject, Usage},
+};
 use crate::{
     bus::LogLine,
     plan::{Observed, ObservedInstance, Step, Tap, UnitState},
     render::vm_unit,
     spec::{
-        name::{InstanceId, VolumeName},
+        name::{InstanceId, Namespace, VolumeName},
         quantity::Bytes,
     },
 };
@@ -63,6 +65,7 @@ struct Machine {
     retired: Vec<(InstanceId, VolumeName, SimVolume)>,
     boot: Boot,
     boots: BTreeMap<InstanceId, Boot>,
+    failed_units: BTreeMap<InstanceId, Vec<String>>,
     applied: Vec<Step>,
     observations: usize,
     /// How many more steps are applied before one fails.
@@ -151,6 +154,11 @@ impl Sim {
     /// One of the programs that the VMM needs dies; the VMM goes on without it.
     pub fn kill_helper(&self, id: &InstanceId) {
         self.event(id, |instance, _, _| instance.helper_failed = true);
+    }
+
+    /// Units of the guest have failed; the guest runs on.
+    pub fn fail_units(&self, id: &InstanceId, units: &[&str]) {
+        self.lock().failed_units.insert(id.clone(), units.iter().map(|unit| (*unit).to_owned()).collect());
     }
 
     /// systemd gives the guest up.
@@ -257,6 +265,12 @@ impl Host for Sim {
         Ok(known.map(|(id, instance)| instance.guest(id)).collect())
     }
 
+    async fn usage(&self, subjects: Vec<Subject>) -> Result<Vec<Usage>, HostError> {
+        let machine = self.lock();
+        let failed = |subject: &Subject| machine.failed_units.get(&subject.id).filter(|_| subject.up).cloned().unwrap_or_default();
+        Ok(subjects.iter().map(|subject| Usage { failed_units: failed(subject), ..Usage::default() }).collect())
+    }
+
     async fn restart(&self, id: &InstanceId) -> Result<(), HostError> {
         let known = self.lock().instances.get(id).is_some_and(|instance| instance.units.contains_key(&vm_unit(id)));
         if !known {
@@ -285,11 +299,15 @@ impl Host for Sim {
     }
 
     async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {
-        let machine = self.lock();
         let one = |(id, name, volume): &(InstanceId, VolumeName, SimVolume)| {
             (id.namespace.to_string(), format!("{}/{name} ({})", id.name, volume.size))
         };
-        Ok(machine.retired.iter().map(one).collect())
+        Ok(self.lock().retired.iter().map(one).collect())
+    }
+
+    async fn retired_bytes(&self, namespace: &Namespace) -> Result<u64, HostError> {
+        let mine = |(id, _, volume): &(InstanceId, _, SimVolume)| if id.namespace == *namespace { volume.size.0 } else { 0 };
+        Ok(self.lock().retired.iter().map(mine).sum())
     }
 
     async fn changed(&self) {
@@ -451,7 +469,6 @@ impl SimInstance {
             result: if self.result.is_empty() { "success".into() } else { self.result.clone() },
             since: self.since,
             restarts: self.restarts,
-            ..Guest::default()
         }
     }
 }

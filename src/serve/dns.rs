@@ -29,7 +29,10 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use tokio::{net::UdpSocket, sync::Notify};
+use tokio::{
+    net::UdpSocket,
+    sync::{Notify, watch},
+};
 
 pub(super) use self::stream::serve_tcp;
 use self::{
@@ -49,6 +52,9 @@ pub use self::{
 use super::ask;
 use crate::bus::{SeedProxy, Zone, ZoneChange};
 
+/// How long questions wait for the agent's first word: less than a resolver's patience, which is 5 s. When agent and doors are restarted
+/// together, a question that waits is answered, and one that is refused is an error on somebody's screen.
+const FIRST_WORD: Duration = Duration::from_secs(4);
 /// How long changes are gathered before secondaries are told of them.
 const GATHER: Duration = Duration::from_millis(500);
 
@@ -88,6 +94,8 @@ pub struct Names {
     cookies: cookie::Baker,
     signer: Option<Signer>,
     secondaries: Option<Secondaries>,
+    /// Whether there is a zone.
+    known: watch::Sender<bool>,
     /// The zone has changed, which secondaries want to know.
     changed: Notify,
     began: Instant,
@@ -119,6 +127,7 @@ impl Names {
             cookies: cookie::Baker::default(),
             signer,
             secondaries,
+            known: watch::Sender::new(false),
             changed: Notify::new(),
             began: Instant::now(),
         })
@@ -134,7 +143,13 @@ impl Names {
         let old = std::mem::replace(&mut *self.table.write().unwrap_or_else(PoisonError::into_inner), table);
         // After the lock: it may be large.
         drop(old);
+        self.known.send_replace(true);
         self.changed.notify_one();
+    }
+
+    /// Returns when there is a zone, or when that has taken too long.
+    async fn first_zone(&self) {
+        drop(tokio::time::timeout(FIRST_WORD, self.known.subscribe().wait_for(|known| *known)).await);
     }
 
     /// Makes a change. False if it is one of another zone than ours.
@@ -368,6 +383,7 @@ pub async fn serve_udp(names: Arc<Names>, socket: UdpSocket) {
     if let Err(error) = batch::prepare(&socket) {
         tracing::warn!(%error, "answers may leave from another address than they were asked at");
     }
+    names.first_zone().await;
     let (mut batch, mut limiter) = (Batch::new(), Limiter::new(names.rate));
     loop {
         if let Err(error) = batch.receive(&socket).await {

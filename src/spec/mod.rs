@@ -18,3 +18,4 @@ pub mod instance;
 pub mod manifest;
 pub mod name;
 pub mod quantity;
+pub mod quota;

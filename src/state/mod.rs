@@ -8,7 +8,11 @@
 //! | `past/<namespace>/<at, 20 digits>` | [`Deployment`] | it was replaced; the last N are kept |
 //! | `ask/<namespace>` | [`Ask`] | a push was acknowledged and is not deployed yet; the newest wins |
 //! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
-//! | `invite/<id>` | [`Invite`] | by the operator; removed when spent or revoked |
+//! | `invite/<id>` | [`Invite`] | by the operator; when it is used or revoked; the oldest that can no longer be used are removed |
+//! | `quota/<namespace>` | [`Quota`] | the operator gives a namespace another quota than the configuration's |
+//! | `stopped/<namespace>/<name>` | [`Stopped`] | somebody turned an instance off; removed when it is started, or gone |
+//! | `pin/<namespace>/<name>` | [`Pin`] | an instance is held, or was gone back with; removed with either, or with the instance |
+//! | `deploy/<namespace>/<began, 20 digits>` | [`Record`] | a deploy has ended; the last 50 are kept |
 //!
 //! The agent's store is [`sled`]: a journal in front, sled for what is older; its module says which files, and what a crash leaves in
 //! them. Every change is one [`Batch`], applied whole or not at all, and durable when [`State::commit`] returns. A crash between a commit
@@ -16,6 +20,8 @@
 //! that is not running yet, a lease whose instance is in no `want`, which is dropped.
 #![allow(clippy::disallowed_methods, reason = "this room keeps files")]
 
+pub mod audit;
+pub mod history;
 pub mod journal;
 pub mod memory;
 pub mod record;
@@ -25,11 +31,14 @@ use std::future::Future;
 
 use serde::{Deserialize, Serialize};
 
+pub use history::{Pin, Record, Stopped};
+
 use crate::spec::{
     access::Repository,
     address::Lease,
     desired::Deployment,
     name::{Commit, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName},
+    quota::Quota,
 };
 
 /// A flake that this host runs.
@@ -58,7 +67,7 @@ pub struct Ask {
 }
 
 /// A right to plant. The code itself is not stored: its SHA-256 is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Invite {
     /// The first characters of the code, by which people speak of it.
@@ -69,6 +78,28 @@ pub struct Invite {
     /// Seconds since 1970; 0 for never.
     pub expires: u64,
     pub note: String,
+    /// Seconds since 1970; 0 if it was made before this was remembered.
+    #[serde(default)]
+    pub created: u64,
+    /// Seconds since 1970; 0 if it was not revoked.
+    #[serde(default)]
+    pub revoked: u64,
+    /// Who used it, oldest first.
+    #[serde(default)]
+    pub used: Vec<Spent>,
+}
+
+/// One use of an invite.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spent {
+    /// None if the operator did.
+    pub key: Option<KeyId>,
+    pub source: Option<std::net::IpAddr>,
+    /// What was planted with it.
+    pub flake: FlakeUri,
+    /// Seconds since 1970.
+    pub at: u64,
 }
 
 /// One write. `None` removes.
@@ -81,6 +112,10 @@ pub enum Change {
     Ask(Namespace, Option<Ask>),
     Lease(InstanceId, Option<Lease>),
     Invite(String, Option<Invite>),
+    Quota(Namespace, Option<Quota>),
+    Stopped(InstanceId, Option<Stopped>),
+    Pin(InstanceId, Option<Pin>),
+    Record(Namespace, u64, Option<Record>),
 }
 
 /// Writes that happen together.
@@ -96,6 +131,10 @@ pub struct Memory {
     pub asks: std::collections::BTreeMap<Namespace, Ask>,
     pub leases: std::collections::BTreeMap<InstanceId, Lease>,
     pub invites: std::collections::BTreeMap<String, Invite>,
+    pub quotas: std::collections::BTreeMap<Namespace, Quota>,
+    pub stopped: std::collections::BTreeMap<InstanceId, Stopped>,
+    pub pins: std::collections::BTreeMap<InstanceId, Pin>,
+    pub records: std::collections::BTreeMap<(Namespace, u64), Record>,
 }
 
 /// Where it is remembered. The agent holds a [`Memory`] that it reads from; a store only loads it once and takes batches.
@@ -115,6 +154,8 @@ pub enum StateError {
     Read { key: String, source: serde_json::Error },
     #[error("the state holds a key this version does not know: {0:?}")]
     Key(String),
+    #[error(transparent)]
+    Audit(#[from] audit::AuditError),
     #[error("could not write the state")]
     Write(#[from] ::sled::Error),
     #[error("could not sync the state to the disk")]
@@ -146,6 +187,10 @@ impl Memory {
             Change::Ask(key, value) => set(&mut self.asks, key, value),
             Change::Lease(key, value) => set(&mut self.leases, key, value),
             Change::Invite(key, value) => set(&mut self.invites, key, value),
+            Change::Quota(key, value) => set(&mut self.quotas, key, value),
+            Change::Stopped(key, value) => set(&mut self.stopped, key, value),
+            Change::Pin(key, value) => set(&mut self.pins, key, value),
+            Change::Record(namespace, at, value) => set(&mut self.records, (namespace, at), value),
         }
     }
 }

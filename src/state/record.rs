@@ -20,6 +20,10 @@ pub fn encode(change: &Change) -> Write {
         Change::Ask(namespace, value) => (format!("ask/{namespace}"), json(value)),
         Change::Lease(id, value) => (format!("lease/{id}"), json(value)),
         Change::Invite(id, value) => (format!("invite/{id}"), json(value)),
+        Change::Quota(namespace, value) => (format!("quota/{namespace}"), json(value)),
+        Change::Stopped(id, value) => (format!("stopped/{id}"), json(value)),
+        Change::Pin(id, value) => (format!("pin/{id}"), json(value)),
+        Change::Record(namespace, at, value) => (format!("deploy/{namespace}/{at:020}"), json(value)),
     }
 }
 
@@ -41,6 +45,13 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "ask" => Change::Ask(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "lease" => Change::Lease(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "invite" => Change::Invite(name.to_owned(), json(key, value)?),
+        "quota" => Change::Quota(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "stopped" => Change::Stopped(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "pin" => Change::Pin(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "deploy" => {
+            let (namespace, at) = name.split_once('/').ok_or_else(unknown)?;
+            Change::Record(namespace.parse().map_err(|_| unknown())?, at.parse().map_err(|_| unknown())?, json(key, value)?)
+        }
         _ => return Err(unknown()),
     })
 }
@@ -50,13 +61,29 @@ mod tests {
     use super::*;
     use crate::{
         spec::{address::Lease, name::FlakeUri},
-        state::{Ask, Invite},
+        state::{Ask, Invite, Pin, Record, Stopped},
     };
+
+    fn record() -> Record {
+        Record {
+            kind: "push".into(),
+            by: None,
+            reference: "refs/heads/main".parse().expect("valid"),
+            commit: "0123456789abcdef0123456789abcdef01234567".parse().expect("valid"),
+            generation: None,
+            ended: 9,
+            outcome: "failed".into(),
+            stages: vec![("eval".into(), 12)],
+            changes: vec!["web: start (new)".into()],
+            text: "no".into(),
+        }
+    }
 
     #[test]
     fn documents_come_back_as_they_were_written() {
         let namespace = "silo:app".parse::<FlakeUri>().expect("valid").namespace();
-        let invite = Invite { id: "k7".into(), hash: "00".into(), uses_left: 1, expires: 0, note: "für \"Ann\"\n".into() };
+        let invite =
+            Invite { id: "k7".into(), hash: "00".into(), uses_left: 1, note: "für \"Ann\"\n".into(), ..Invite::default() };
         let ask = Ask {
             repo: "app".parse().expect("valid"),
             reference: "refs/heads/main".parse().expect("valid"),
@@ -68,6 +95,12 @@ mod tests {
             Change::Invite("k7".into(), Some(invite)),
             Change::Ask(namespace.clone(), Some(ask)),
             Change::Lease(format!("{namespace}/web").parse().expect("valid"), Some(Lease(7))),
+            Change::Stopped(format!("{namespace}/web").parse().expect("valid"), Some(Stopped { by: None, at: 7 })),
+            Change::Pin(
+                format!("{namespace}/web").parse().expect("valid"),
+                Some(Pin { by: Some(crate::spec::access::fingerprint(b"key")), at: 7, held: true, refused: Vec::new() }),
+            ),
+            Change::Record(namespace.clone(), 42, Some(record())),
         ];
         for change in table {
             let (key, value) = encode(&change);
@@ -79,7 +112,18 @@ mod tests {
 
     #[test]
     fn what_this_version_does_not_know_is_refused_by_name() {
-        for key in ["", "plant", "plant/", "plant/x", "lease/x", "past/s-aaaaaaaaaaaa/x", "zone/x", "want/S-AAAAAAAAAAAA"] {
+        for key in [
+            "",
+            "plant",
+            "plant/",
+            "plant/x",
+            "lease/x",
+            "past/s-aaaaaaaaaaaa/x",
+            "deploy/s-aaaaaaaaaaaa/x",
+            "stopped/x",
+            "zone/x",
+            "want/S-AAAAAAAAAAAA",
+        ] {
             assert!(matches!(decode(key, b"{}"), Err(StateError::Key(given)) if given == key), "{key}");
         }
         let error = decode("lease/s-aaaaaaaaaaaa/web", b"\"x\"").expect_err("no number");

@@ -234,6 +234,16 @@ impl World {
         Ok(planted["job"].as_str().unwrap().to_owned())
     }
 
+    /// The bare repository of that name.
+    pub fn bare(&self, repo: &str) -> std::path::PathBuf {
+        self.dir.path().join("repos").join(format!("{repo}.git"))
+    }
+
+    /// The directory of the audit log.
+    pub fn audit(&self) -> std::path::PathBuf {
+        self.dir.path().join("audit")
+    }
+
     /// A repository of ann's that is planted and runs.
     pub async fn planted(&self, repo: &str) -> (Outcome, String) {
         self.create(&ann(), repo).await.unwrap();
@@ -246,6 +256,12 @@ impl World {
     pub async fn status(&self, who: &str) -> Status {
         let text = self.text(Request::Status { who: who.into(), filter: String::new() }).await.unwrap();
         serde_json::from_str(&text).unwrap()
+    }
+
+    /// Where what the last deploy of a repository said is kept.
+    pub fn kept(&self, repo: &str) -> std::path::PathBuf {
+        let namespace = id(repo, "web").namespace;
+        self.dir.path().join("state/deploys").join(format!("{namespace}.jsonl"))
     }
 
     /// Waits until `ready` holds.
@@ -279,12 +295,18 @@ async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &
     };
     let authority = Authority::load_or_make(&dir.path().join("guest-ca")).unwrap();
     let settings = Settings {
-        layout: Layout { guest_ca: authority.public(), ..config.layout(Vmm::Qemu { kvm: false }, tools) },
+        layout: Layout {
+            state: dir.path().join("state"),
+            guest_ca: authority.public(),
+            ..config.layout(Vmm::Qemu { kvm: false }, tools)
+        },
         repositories: dir.path().join("repos"),
         reader: seed::build::source::Reader::Here,
         work: dir.path().to_owned(),
         parallel: 2,
         keep: 3,
+        quota: config.quota.clone(),
+        audit: dir.path().join("audit"),
         apex: seed::render::zone::Apex::default(),
         hypervisor: "a machine made of memory".to_owned(),
         authority,

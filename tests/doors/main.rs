@@ -4,6 +4,7 @@
 mod crowd;
 mod dns;
 mod dns_clients;
+mod history;
 mod push;
 mod refused;
 mod shell;

@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::support::{World, run, until, word};
 
-fn status() -> Status {
+pub fn status() -> Status {
     let instance = InstanceStatus {
         name: "web".into(),
         state: "running".into(),
@@ -21,7 +21,11 @@ fn status() -> Status {
         vcpus: 1,
         memory_mib: 512,
         memory_used: None,
+        cpu_milli: None,
         volumes: vec![],
+        failed_units: vec![],
+        stopped_by: String::new(),
+        pinned_by: String::new(),
         restart_pending: false,
     };
     let namespace = NamespaceStatus {
@@ -52,7 +56,8 @@ async fn an_unknown_key_sees_help_and_an_empty_world() {
 async fn status_is_a_table_or_the_document() {
     let world = World::new().await;
     world.agent.told().status = status();
-    world.agent.told().owners.insert("my-app".into(), world.key_id("ann").await);
+    let ann = world.key_id("ann").await;
+    world.agent.told().owners.insert("my-app".into(), ann);
     let ran = world.ssh("ann", &["status", "my-app.git"]).await.ok();
     ran.out_has("  INSTANCE  STATE    FOR").out_has("  web       running  ");
     assert!(!ran.out.contains('\x1b'), "no colours without a terminal");

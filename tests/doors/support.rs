@@ -11,7 +11,7 @@ use std::{
 };
 
 use seed::{
-    bus::{Level, Opened, Outcome, Planted, Progress, Pushed, Refusal, SeedProxy, Stage, Status, Zone},
+    bus::{Level, LogQuery, Opened, Outcome, Planted, Progress, Pushed, Refusal, SeedProxy, Stage, Status, Zone},
     serve::{ServeError, Settings, Sockets},
     spec::caller::Caller,
 };
@@ -36,7 +36,11 @@ pub struct Told {
     /// How many times a push is answered with "nobody is here".
     pub push_away: u32,
     pub status: Status,
+    /// How often the status was asked for.
+    pub statuses: u32,
     pub logs: Vec<String>,
+    /// How many bytes a repository may still grow by, if there is an end to it.
+    pub room: Option<u64>,
     /// Jobs whose follower went away before their end.
     pub left: u32,
     pub zone: Zone,
@@ -87,7 +91,8 @@ fn key_of(who: &str) -> &str {
 #[zbus::interface(name = "farm.loom.Seed1")]
 impl Agent {
     fn status(&self, who: &str, filter: &str) -> Result<String, Refusal> {
-        let told = self.told();
+        let mut told = self.told();
+        told.statuses += 1;
         let mut status = told.status.clone();
         if !told.owners.values().any(|owner| owner == key_of(who)) {
             status.namespaces.clear();
@@ -103,7 +108,8 @@ impl Agent {
     fn open_repository(&self, who: &str, name: &str, access: &str) -> Result<String, Refusal> {
         let mut told = self.told();
         let planted = told.planted.iter().any(|known| known == name);
-        let opened = |created| Ok(serde_json::to_string(&Opened { name: name.into(), created, planted }).unwrap());
+        let room = told.room.unwrap_or(u64::MAX);
+        let opened = |created| Ok(serde_json::to_string(&Opened { name: name.into(), created, planted, room }).unwrap());
         match (told.owners.get(name), access) {
             (Some(_), "read") => opened(false),
             (None, "read") => Err(Refusal::NotFound(format!("there is no repository {name}: push to it to make it"))),
@@ -152,7 +158,8 @@ impl Agent {
         let lines = script.into_iter().map(|(pause, word)| (pause, serde_json::to_string(&word).unwrap())).collect();
         pipe(lines, false, move || told.told().left += 1)
     }
-    fn logs(&self, _who: &str, instance: &str, lines: u32, follow: bool) -> Result<zbus::OwnedFd, Refusal> {
+    fn logs(&self, _who: &str, instance: &str, query: &str) -> Result<zbus::OwnedFd, Refusal> {
+        let LogQuery { lines, follow, .. } = serde_json::from_str(query).unwrap();
         let mut told = self.told();
         if instance != "web" && instance != "my-app/web" {
             return Err(Refusal::NotFound(format!("no instance {instance:?}: there are api, web")));

@@ -5,6 +5,7 @@
 
 mod machine;
 
+mod access;
 mod bad_input;
 mod bus;
 mod crash;
@@ -12,4 +13,5 @@ mod lacks;
 mod logs;
 mod network;
 mod push;
+mod verbs;
 mod volumes;

@@ -1,8 +1,10 @@
 //! The agent's face on the system bus: turns calls into requests, and checks that a caller may speak for whom it speaks.
 #![allow(clippy::disallowed_types, reason = "zbus asks for a HashMap where the order of properties means nothing")]
 
+mod access;
 mod callers;
 mod guest;
+mod history;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +14,7 @@ use std::{
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
 pub use self::callers::Trust;
-use self::{callers::Callers, guest::GuestFace};
+use self::{access::AccessFace, callers::Callers, guest::GuestFace, history::HistoryFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -151,11 +153,10 @@ impl Face {
         #[zbus(connection)] connection: &zbus::Connection,
         who: String,
         instance: String,
-        lines: u32,
-        follow: bool,
+        query: String,
     ) -> Result<zbus::OwnedFd, Refusal> {
         self.check(&header, connection, &who).await?;
-        self.pipe(Request::Logs { who, instance, lines, follow }).await
+        self.pipe(Request::Logs { who, instance, query }).await
     }
 
     async fn restart(
@@ -297,9 +298,16 @@ fn instance_path(id: &InstanceId) -> String {
 
 /// Serves the agent on the system bus under its well-known name.
 pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
+    serve_on(zbus::connection::Builder::system(), face).await
+}
+
+/// Serves the agent on a bus of the caller's choice.
+pub async fn serve_on(bus: zbus::connection::Builder<'_>, face: Face) -> zbus::Result<zbus::Connection> {
     let handle = face.handle.clone();
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
-    let bus = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, guest);
+    let access = AccessFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let history = HistoryFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, access);
     let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)

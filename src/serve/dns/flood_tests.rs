@@ -1,4 +1,4 @@
-//! A flood with somebody else's address on it, and who is not held to the limit for it.
+//! Before the first zone; and a flood with somebody else's address on it, and who is not held to the limit for it.
 
 use hickory_proto::{
     op::{Edns, Message, Query},
@@ -10,11 +10,31 @@ use hickory_proto::{
 
 use super::*;
 
-fn names() -> Names {
+#[tokio::test]
+async fn a_question_waits_for_the_first_zone() {
+    let (door, client) = (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    client.connect(door.local_addr().unwrap()).await.unwrap();
+    let names = Arc::new(silent());
+    let serving = tokio::spawn(serve_udp(Arc::clone(&names), door));
+    client.send(&question(None)).await.unwrap();
+    let mut buffer = [0; 2048];
+    let early = tokio::time::timeout(Duration::from_millis(100), client.recv(&mut buffer)).await;
+    assert!(early.is_err(), "it was answered before the agent had spoken");
+    names.take(&Zone { serial: 1, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() });
+    let length = tokio::time::timeout(Duration::from_secs(2), client.recv(&mut buffer)).await.expect("an answer").unwrap();
+    assert_eq!(Message::from_vec(&buffer[..length]).unwrap().answers.len(), 1);
+    serving.abort();
+}
+
+fn silent() -> Names {
     let near =
         Near { pool4: "10.88.0.0/24".parse().unwrap(), pool6: "fd5e::/64".parse().unwrap(), gateways: vec![], inside: vec![] };
     let settings = Settings { near, upstream: vec![], rate: 10, zone_key: None, secondaries: vec![], transfer_key: None };
-    let names = Names::new(settings).unwrap();
+    Names::new(settings).unwrap()
+}
+
+fn names() -> Names {
+    let names = silent();
     let host4 = (0..60).map(|n| [192, 0, 2, n].into()).collect();
     names.take(&Zone { serial: 1, domain: "seed.example".into(), host4, ..Zone::default() });
     names

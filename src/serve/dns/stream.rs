@@ -22,6 +22,7 @@ const READ: usize = 16 * 1024;
 
 /// Answers on a TCP listener.
 pub(in crate::serve) async fn serve_tcp(names: Arc<Names>, crowd: Arc<Crowd>, listener: TcpListener) {
+    names.first_zone().await;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
