@@ -158,8 +158,7 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
         | Request::Plan
         | Request::Follow { .. }
         | Request::Logs { .. }
-        | Request::ListInvites
-        | Request::Zone => None,
+        | Request::ListInvites => None,
     }
 }
 

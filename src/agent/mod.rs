@@ -30,10 +30,10 @@ pub mod resolve;
 pub mod samples;
 pub mod status;
 mod unplant;
+pub mod zone;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -49,13 +49,13 @@ use self::{
 use crate::{
     build::{Builder, source::Reader},
     bus::history::DeployEntry,
-    bus::{Refusal, Zone},
+    bus::{Refusal, ZoneEntry},
     host::{Host, HostError},
     plan::Observed,
     render::{self, Layout},
     spec::{
         desired::{Deployment, Desired, Wanted},
-        name::{InstanceId, Namespace},
+        name::{InstanceId, InstanceName, Namespace},
         quota::Quota,
     },
     state::{Ask, Batch, Change, Memory, Record, State, StateError, audit::Audit},
@@ -81,9 +81,8 @@ pub struct Settings {
     pub quota: Quota,
     /// Where the audit log is.
     pub audit: PathBuf,
-    /// The host's own public addresses.
-    pub host4: Vec<Ipv4Addr>,
-    pub host6: Vec<Ipv6Addr>,
+    /// What the zone has of the host itself.
+    pub apex: render::zone::Apex,
     /// `qemu, emulating: /dev/kvm is not there`
     pub hypervisor: String,
     /// What opens guests; `layout.guest_ca` is its public half.
@@ -161,7 +160,7 @@ pub struct Agent<H, S, B> {
     last_deploy: BTreeMap<Namespace, Job>,
     lanes: Lanes,
     remotes: remote::Remotes,
-    zone: watch::Sender<Arc<Zone>>,
+    zone: watch::Sender<zone::Book>,
     record: acts::Record,
     guesses: invite::Guesses,
     /// Plans under way.
@@ -172,7 +171,7 @@ pub struct Agent<H, S, B> {
 #[derive(Clone)]
 pub struct Handle {
     events: mpsc::Sender<Event>,
-    pub zone: watch::Receiver<Arc<Zone>>,
+    pub zone: watch::Receiver<zone::Book>,
 }
 
 impl Handle {
@@ -199,7 +198,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let (events, inbox) = mpsc::channel(1024);
         let stopped = watch::Sender::new(memory.stopped.keys().cloned().collect());
         let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0), stopped });
-        let zone = watch::Sender::new(Arc::new(Zone::default()));
+        let zone = watch::Sender::new(zone::Book::default());
         let handle = Handle { events, zone: zone.subscribe() };
         let agent = Self {
             shared,
@@ -316,9 +315,21 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Tells the DNS door what there is now.
     fn publish_zone(&self) {
         let settings = &self.shared.settings;
-        let serial = self.zone.borrow().serial.max(now() as u32).wrapping_add(1);
-        let zone = render::zone::zone(&self.desired(), &settings.layout, &settings.host4, &settings.host6, serial);
-        self.zone.send_replace(Arc::new(zone));
+        let serial = zone::next(self.zone.borrow().zone().serial, now());
+        let zone = render::zone::zone(&self.desired(), &settings.layout, &settings.apex, serial);
+        self.zone.send_modify(|book| book.begin(zone));
+    }
+
+    /// Tells the DNS door what there is now of one namespace.
+    fn publish_namespace(&self, namespace: &Namespace) {
+        let names = self.memory.wants.get(namespace).into_iter().flat_map(|deployment| deployment.instances.keys());
+        let entry = |name: &InstanceName| {
+            let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
+            let lease = self.memory.leases.get(&id).copied()?;
+            Some((name.to_string(), render::zone::entry(&id, lease, &self.shared.settings.layout)))
+        };
+        let instances: BTreeMap<String, ZoneEntry> = names.filter_map(entry).collect();
+        self.zone.send_if_modified(|book| book.namespace(namespace.as_str(), now(), &instances));
     }
 
     /// Remembers a deployment as the one that is to run, hands out leases, and asks for a pass.
@@ -358,7 +369,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             new.instances.keys().chain(old.iter().flat_map(|old| old.instances.keys())).cloned().map(id).collect();
         batch.push(Change::Want(namespace.clone(), Some(new)));
         self.commit(batch).await?;
-        self.publish_zone();
+        self.publish_namespace(namespace);
         let settled = ids.into_iter().map(|id| self.lanes.wait_for(id)).collect();
         self.look();
         Ok(settled)

@@ -70,7 +70,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             FlakeUri::Remote(_) => drop(self.shared.settings.remotes.tokens.forget(namespace)?),
         }
         self.commit(self.forget(namespace)).await?;
-        self.publish_zone();
+        self.publish_namespace(namespace);
         tracing::info!(%namespace, flake = %plant.uri, "unplanted");
         let id = |name: &_| InstanceId { namespace: namespace.clone(), name: Clone::clone(name) };
         let settled = instances.keys().map(|name| self.lanes.wait_for(id(name))).collect();

@@ -3,6 +3,7 @@
 //! `units/seed.toml` is the manual: every key, its default, and what it does. A test keeps it equal to [`Config::default_of`].
 #![allow(clippy::disallowed_methods, reason = "this room reads the configuration and looks for programs")]
 
+mod dns;
 mod reader;
 pub mod tools;
 
@@ -15,6 +16,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use reader::Reader;
 
+pub use dns::Dns;
 pub use reader::Problem;
 
 use crate::{
@@ -31,6 +33,7 @@ pub struct Config {
     /// The zone that the names of instances are in.
     pub domain: Domain,
     pub network: Network,
+    pub dns: Dns,
     pub hypervisor: Hypervisor,
     pub storage: Storage,
     pub build: Build,
@@ -182,6 +185,7 @@ impl Config {
                 // Between what container managers hand out and what systemd gives to foreign disk images: nobody's range.
                 uid_base: 1_900_000_000,
             },
+            dns: Dns::default(),
             hypervisor: Hypervisor {
                 kind: HypervisorKind::Auto,
                 acceleration: Acceleration::Auto,
@@ -273,6 +277,11 @@ impl Config {
         self.github.webhook.clone().unwrap_or_else(|| format!("http://{}/webhook/github", self.domain))
     }
 
+    /// The key that signs the zone, if it is signed.
+    pub fn zone_key(&self) -> PathBuf {
+        self.storage.directory.join("dns/zone.key")
+    }
+
     /// The directory of the host key of the SSH door.
     pub fn ssh_directory(&self) -> PathBuf {
         self.storage.directory.join("ssh")
@@ -349,6 +358,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
     }
     Config {
         network,
+        dns: dns::read(reader),
         hypervisor: Hypervisor {
             kind,
             acceleration,

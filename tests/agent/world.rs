@@ -348,8 +348,7 @@ async fn start(
         keep: 3,
         quota: config.quota.clone(),
         audit: dir.path().join("audit"),
-        host4: vec![],
-        host6: vec![],
+        apex: seed::render::zone::Apex::default(),
         hypervisor: "a machine made of memory".to_owned(),
         authority,
     };

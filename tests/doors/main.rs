@@ -4,6 +4,7 @@
 mod copy;
 mod crowd;
 mod dns;
+mod dns_clients;
 mod enter;
 mod guests;
 mod history;
