@@ -205,6 +205,10 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         keep: config.build.keep_generations as usize,
         host4,
         host6,
+        acme: agent::acme::budget::Limits {
+            per_week: config.acme.per_week as usize,
+            per_namespace_week: config.acme.per_namespace_week as usize,
+        },
         hypervisor: why.clone(),
     };
     let (agent, handle) = Agent::new(machine, state, builder, settings).await.context("could not read the state")?;

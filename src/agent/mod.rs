@@ -5,6 +5,7 @@
 //! and an instance whose lane is busy is left alone until it has ended.
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
+pub mod acme;
 pub mod bus;
 pub mod deploy;
 mod guest;
@@ -66,6 +67,8 @@ pub struct Settings {
     /// The host's own public addresses.
     pub host4: Vec<Ipv4Addr>,
     pub host6: Vec<Ipv6Addr>,
+    /// How often the CA may be asked.
+    pub acme: acme::budget::Limits,
     /// `qemu, emulating: /dev/kvm is not there`
     pub hypervisor: String,
 }

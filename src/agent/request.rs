@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, chain, logs, resolve, status};
+use super::{Agent, acme, chain, logs, resolve, status};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -32,6 +32,7 @@ pub enum Request {
     ListInvites,
     RevokeInvite { id: String },
     Zone,
+    Acme(acme::Request),
 }
 
 /// An answer.
@@ -80,6 +81,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::NewInvite { uses, expires_secs, note } => self.new_invite(uses, expires_secs, note).await,
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
+            Request::Acme(request) => self.acme(request).await,
             Request::Zone => Ok(json(&**self.zone.borrow())),
         };
         // Who has stopped waiting does not care.

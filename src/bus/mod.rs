@@ -4,6 +4,8 @@
 //! `who` is the fingerprint of the SSH key that a door has verified (`SHA256:…`), or empty for the operator: the agent takes an
 //! empty `who` from root only. Documents are JSON, the same that `--json` prints; each has a `version`.
 
+pub mod acme;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};

@@ -3,6 +3,7 @@
 //! `units/seed.toml` is the manual: every key, its default, and what it does. A test keeps it equal to [`Config::default_of`].
 #![allow(clippy::disallowed_methods, reason = "this room reads the configuration and looks for programs")]
 
+mod acme;
 mod reader;
 pub mod tools;
 
@@ -15,6 +16,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use reader::Reader;
 
+pub use acme::Acme;
 pub use reader::Problem;
 
 use crate::{
@@ -36,6 +38,7 @@ pub struct Config {
     pub build: Build,
     pub ssh: Ssh,
     pub logs: Logs,
+    pub acme: Acme,
     pub paths: Paths,
 }
 
@@ -185,6 +188,7 @@ impl Config {
             },
             ssh: Ssh { port: 22, max_pack: Bytes(1 << 30) },
             logs: Logs { max_per_instance: Bytes(64 << 20) },
+            acme: Acme::default(),
             paths: Paths {
                 run: PathBuf::from("/run/seed"),
                 seed: None,
@@ -234,6 +238,11 @@ impl Config {
     /// The directory of the host key of the SSH door.
     pub fn ssh_directory(&self) -> PathBuf {
         self.storage.directory.join("ssh")
+    }
+
+    /// The directory of the account at the CA.
+    pub fn acme_directory(&self) -> PathBuf {
+        self.storage.directory.join("acme")
     }
 
     /// Where names outside the zone are looked up: as configured, else as this host does. Never this host itself: that would go round in a
@@ -330,6 +339,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
             max_per_instance: reader
                 .parsed("logs", "max_per_instance", base.logs.max_per_instance, |text| size(text, "16Mi", "64Gi")),
         },
+        acme: acme::read(reader),
         paths: Paths {
             run: reader.parsed("paths", "run", base.paths.run, directory),
             seed: program(reader, "seed"),

@@ -9,6 +9,9 @@
 //! | `ask/<namespace>` | [`Ask`] | a push was acknowledged and is not deployed yet; the newest wins |
 //! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
 //! | `invite/<id>` | [`Invite`] | by the operator; removed when spent or revoked |
+//! | `acme-account/<id>` | [`acme::Account`] | an instance's ACME client registers its key |
+//! | `acme-order/<id>` | [`acme::Order`] | it orders; and at every step towards its certificate, before the step is taken |
+//! | `acme-certificate/<id>` | [`acme::Certificate`] | in one batch with the order that it ends |
 //!
 //! The agent's store is [`sled`]: a journal in front, sled for what is older; its module says which files, and what a crash leaves in
 //! them. Every change is one [`Batch`], applied whole or not at all, and durable when [`State::commit`] returns. A crash between a commit
@@ -27,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{
     access::Repository,
+    acme,
     address::Lease,
     desired::Deployment,
     name::{Commit, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName},
@@ -81,6 +85,9 @@ pub enum Change {
     Ask(Namespace, Option<Ask>),
     Lease(InstanceId, Option<Lease>),
     Invite(String, Option<Invite>),
+    AcmeAccount(String, Option<acme::Account>),
+    AcmeOrder(String, Option<acme::Order>),
+    AcmeCertificate(String, Option<acme::Certificate>),
 }
 
 /// Writes that happen together.
@@ -96,6 +103,7 @@ pub struct Memory {
     pub asks: std::collections::BTreeMap<Namespace, Ask>,
     pub leases: std::collections::BTreeMap<InstanceId, Lease>,
     pub invites: std::collections::BTreeMap<String, Invite>,
+    pub acme: acme::Ledger,
 }
 
 /// Where it is remembered. The agent holds a [`Memory`] that it reads from; a store only loads it once and takes batches.
@@ -146,6 +154,9 @@ impl Memory {
             Change::Ask(key, value) => set(&mut self.asks, key, value),
             Change::Lease(key, value) => set(&mut self.leases, key, value),
             Change::Invite(key, value) => set(&mut self.invites, key, value),
+            Change::AcmeAccount(key, value) => set(&mut self.acme.accounts, key, value),
+            Change::AcmeOrder(key, value) => set(&mut self.acme.orders, key, value),
+            Change::AcmeCertificate(key, value) => set(&mut self.acme.certificates, key, value),
         }
     }
 }

@@ -20,6 +20,9 @@ pub fn encode(change: &Change) -> Write {
         Change::Ask(namespace, value) => (format!("ask/{namespace}"), json(value)),
         Change::Lease(id, value) => (format!("lease/{id}"), json(value)),
         Change::Invite(id, value) => (format!("invite/{id}"), json(value)),
+        Change::AcmeAccount(id, value) => (format!("acme-account/{id}"), json(value)),
+        Change::AcmeOrder(id, value) => (format!("acme-order/{id}"), json(value)),
+        Change::AcmeCertificate(id, value) => (format!("acme-certificate/{id}"), json(value)),
     }
 }
 
@@ -41,6 +44,9 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "ask" => Change::Ask(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "lease" => Change::Lease(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "invite" => Change::Invite(name.to_owned(), json(key, value)?),
+        "acme-account" => Change::AcmeAccount(name.to_owned(), json(key, value)?),
+        "acme-order" => Change::AcmeOrder(name.to_owned(), json(key, value)?),
+        "acme-certificate" => Change::AcmeCertificate(name.to_owned(), json(key, value)?),
         _ => return Err(unknown()),
     })
 }

@@ -285,6 +285,7 @@ async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &
         keep: 3,
         host4: vec![],
         host6: vec![],
+        acme: seed::agent::acme::budget::Limits::default(),
         hypervisor: "a machine made of memory".to_owned(),
     };
     let (agent, handle) = Agent::new(sim.clone(), state.clone(), table.clone(), settings).await.unwrap();

@@ -1,7 +1,12 @@
 //! The agent's face on the system bus: turns calls into requests, and checks that a caller may speak for whom it speaks.
 #![allow(clippy::disallowed_types, reason = "zbus asks for a HashMap where the order of properties means nothing")]
 
-use std::collections::{BTreeMap, HashMap};
+pub mod acme;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use tokio::sync::Mutex;
 use zbus::{fdo, message::Header, names::UniqueName, object_server::SignalEmitter};
@@ -26,6 +31,7 @@ pub enum Trust {
 }
 
 /// The object that is served.
+#[derive(Clone)]
 pub struct Face {
     handle: Handle,
     trust: Trust,
@@ -33,14 +39,14 @@ pub struct Face {
     hypervisor: String,
     domain: String,
     /// Unix users of callers, by unique name: a name is never used twice on one bus.
-    users: Mutex<HashMap<String, u32>>,
+    users: Arc<Mutex<HashMap<String, u32>>>,
 }
 
 impl Face {
     /// A face for a running agent.
     pub fn new(handle: Handle, trust: Trust, hypervisor: String, domain: String) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { handle, trust, version, hypervisor, domain, users: Mutex::default() }
+        Self { handle, trust, version, hypervisor, domain, users: Arc::default() }
     }
 
     /// Refuses callers that may not speak for `who`.
@@ -319,7 +325,8 @@ fn instance_path(id: &InstanceId) -> String {
 /// Serves the agent on the system bus under its well-known name.
 pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
     let handle = face.handle.clone();
-    let connection = zbus::connection::Builder::system().serve_at(PATH, face).name(NAME).build().await?;
+    let acme = acme::AcmeFace(face.clone());
+    let connection = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, acme).name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
 }
