@@ -122,7 +122,7 @@ async fn remember(count: usize, tpm: bool) {
     }
     let state = SledState::open(&config.state_directory()).expect("the agent is stopped");
     let instances: BTreeMap<InstanceName, Instance> = (0..count).map(|n| (name(n), instance(tpm))).collect();
-    let repository = Repository { name: "bench".parse().expect("a name"), owner: key(), keys: Vec::new(), created: 1 };
+    let repository = Repository::new("bench".parse().expect("a name"), key(), 1);
     let plant = Plant { uri: uri(), namespace: namespace(), hash: uri().hash(), by: key(), at: 1 };
     let deployment = Deployment {
         generation: Generation::of(instances.iter().map(|(name, instance)| (name, &instance.toplevel))),

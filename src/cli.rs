@@ -27,6 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     agent::{
         self, Agent,
+        authority::Authority,
         bus::{Face, Trust},
     },
     build::{
@@ -36,7 +37,9 @@ use crate::{
     bus::SeedProxy,
     config::{self, Config, ConfigError},
     host::{Machine, hypervisor},
-    launch, serve,
+    launch,
+    render::Layout,
+    serve,
     state::sled::SledState,
 };
 
@@ -168,7 +171,8 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     let choice = config::tools::choose(&config.hypervisor, &found, hypervisor::probe_kvm());
     let (vmm, why) = choice.map_err(|why| anyhow::anyhow!("no hypervisor can be used: {why}"))?;
     tracing::info!(hypervisor = why, "chosen");
-    let layout = config.layout(vmm, found.tools.clone());
+    let authority = Authority::load_or_make(&config.guest_ca()).context("no guest could be entered")?;
+    let layout = Layout { guest_ca: authority.public(), ..config.layout(vmm, found.tools.clone()) };
     let machine = Machine::new(layout.clone()).await.context("could not reach the machine")?;
     machine.prepare().await.context("could not prepare the machine")?;
     build::nix::say_version(&found.nix).await;
@@ -210,6 +214,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
             per_namespace_week: config.acme.per_namespace_week as usize,
         },
         hypervisor: why.clone(),
+        authority,
     };
     let (agent, handle) = Agent::new(machine, state, builder, settings).await.context("could not read the state")?;
     let door = nix::unistd::User::from_name("seed").ok().flatten();

@@ -6,8 +6,10 @@
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
 pub mod acme;
+pub mod authority;
 pub mod bus;
 pub mod deploy;
+pub mod enter;
 mod guest;
 mod invite;
 pub mod job;
@@ -71,6 +73,8 @@ pub struct Settings {
     pub acme: acme::budget::Limits,
     /// `qemu, emulating: /dev/kvm is not there`
     pub hypervisor: String,
+    /// What opens guests; `layout.guest_ca` is its public half.
+    pub authority: authority::Authority,
 }
 
 /// Everything that wakes the loop.

@@ -12,8 +12,9 @@ use crate::{
     bus::{Opened, Planted, Pushed, Refusal},
     host::Host,
     spec::{
-        access::{self, Principal, Repository, Verb},
-        name::{Commit, FlakeUri, KeyId, RefName, RepoName},
+        access::{self, Grant, Principal, Repository, Verb},
+        authorized_keys,
+        name::{Commit, FlakeUri, RefName, RepoName},
     },
     state::{Ask, Batch, Change, Plant, State},
 };
@@ -26,8 +27,8 @@ pub struct Read {
     branch: RefName,
     /// Where that branch is.
     head: Option<Commit>,
-    /// The `.authorized_keys` of the commit that was pushed.
-    keys: Option<String>,
+    /// The `.authorized_keys` of the commit that was pushed, or why it could not be read.
+    keys: Result<Option<String>, String>,
 }
 
 fn is_zero(commit: &Commit) -> bool {
@@ -45,14 +46,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         };
         let planted = self.memory.plants.contains_key(&FlakeUri::Silo(name.clone()).namespace());
         if let Some(repository) = self.memory.repos.get(&name) {
-            if access::may(&who, verb, repository) {
+            if access::may(&who, verb, repository, now()) {
                 return Ok(json(&Opened { name: name.to_string(), created: false, planted }));
             }
-            let Principal::Key(key) = &who else { return Err(Refusal::Denied("denied".to_owned())) };
-            return Err(Refusal::Denied(format!(
-                "the repository {name} is another's: your key {key} is not in its .authorized_keys; ask its owner to push it there, or \
-                 choose another name"
-            )));
+            return Err(denied(&who, verb, repository));
         }
         let Principal::Key(owner) = who else {
             return Err(Refusal::NotFound(format!("there is no repository {name}; the first push by an SSH key creates it")));
@@ -65,7 +62,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 "your key owns {MAX_REPOSITORIES} repositories, which is the most that one key may"
             )));
         }
-        let repository = Repository { name: name.clone(), owner, keys: Vec::new(), created: now() };
+        let repository = Repository::new(name.clone(), owner, now());
         self.commit(vec![Change::Repo(name.clone(), Some(repository))]).await?;
         tracing::info!(repository = %name, "repository created");
         Ok(json(&Opened { name: name.to_string(), created: true, planted }))
@@ -74,8 +71,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// The repository of that name, if `who` may write to it.
     fn writable(&self, who: &Principal, name: &RepoName) -> Result<&Repository, Refusal> {
         match self.memory.repos.get(name) {
-            Some(repository) if access::may(who, Verb::Write, repository) => Ok(repository),
-            Some(_) => Err(Refusal::Denied(format!("the repository {name} is another's"))),
+            Some(repository) if access::may(who, Verb::Write, repository, now()) => Ok(repository),
+            Some(repository) => Err(denied(who, Verb::Write, repository)),
             None => Err(Refusal::NotFound(format!("there is no repository {name}: push it first"))),
         }
     }
@@ -94,8 +91,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             let read = async {
                 let (branch, head) = reader.default_branch(&path).await?;
                 let keys = match commit {
-                    Some((reference, commit)) if reference == branch => reader.authorized_keys(&path, &commit).await?,
-                    _ => None,
+                    Some((reference, commit)) if reference == branch => {
+                        reader.authorized_keys(&path, &commit).await.map_err(|error| chain(&error))
+                    }
+                    _ => Ok(None),
                 };
                 Ok::<_, source::SourceError>(Read { branch, head, keys })
             };
@@ -155,7 +154,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             other => return Err(Refusal::Invalid(format!("mode {other:?} is neither deploy nor plan"))),
         };
         let repository = self.writable(&who, &name)?.clone();
-        let Principal::Key(by) = who else { return Err(Refusal::Invalid("a push has a key".to_owned())) };
+        let Principal::Key(by) = who.clone() else { return Err(Refusal::Invalid("a push has a key".to_owned())) };
         let mut notes = Vec::new();
         let default = read.branch;
         if reference != default {
@@ -178,7 +177,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return Ok(json(&Pushed { job: job.name, notes }));
         }
         let mut batch: Batch = Vec::new();
-        let (keys, mut said) = new_keys(&repository, read.keys.as_deref());
+        let (keys, mut said) = new_keys(&repository, &who, read.keys, now());
         notes.append(&mut said);
         if keys != repository.keys {
             batch.push(Change::Repo(name.clone(), Some(Repository { keys, ..repository })));
@@ -257,20 +256,68 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 }
 
-/// The keys that a repository has after a push, and what to tell the pusher. A file that is missing, empty or unreadable changes nothing.
-fn new_keys(repository: &Repository, text: Option<&str>) -> (Vec<KeyId>, Vec<String>) {
-    let Some(text) = text else { return (repository.keys.clone(), Vec::new()) };
-    let (keys, unreadable) = access::authorized_keys(text);
-    let mut notes = Vec::new();
-    if !unreadable.is_empty() {
-        let lines: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        notes.push(format!(".authorized_keys: no key on line {}: passed over", lines.join(", ")));
+/// Why `who` may not do `verb` to a repository that is there. One that they may not even read is there for nobody.
+fn denied(who: &Principal, verb: Verb, repository: &Repository) -> Refusal {
+    let name = &repository.name;
+    let key = match who {
+        Principal::Key(key) => key.as_str(),
+        Principal::Operator => "operator",
+    };
+    match (access::standing(who, repository, now()), verb) {
+        (Some(standing), _) => Refusal::Denied(format!(
+            "your key {key} is {standing} in {name}, which is not enough for this: ask its owner for another role in .authorized_keys"
+        )),
+        (None, Verb::Read | Verb::See) => Refusal::NotFound(format!("there is no repository {name} that your key {key} may read")),
+        (None, _) => Refusal::Denied(format!(
+            "the repository {name} is another's: your key {key} is not in its .authorized_keys, or no longer; ask its owner to push it \
+             there, or choose another name"
+        )),
     }
-    if keys.is_empty() {
-        notes.push(".authorized_keys has no readable key: who may push stays as it was".to_owned());
-        return (repository.keys.clone(), notes);
+}
+
+/// How many lines of a key file, or changes by one, a push is told about.
+const TOLD: usize = 10;
+
+/// The keys that a repository has after a push by `who`, and what to tell the pusher. A file that is missing, empty or unreadable changes
+/// nothing, and neither does one that was pushed by a key that may not decide about the repository.
+fn new_keys(repository: &Repository, who: &Principal, file: Result<Option<String>, String>, now: u64) -> (Vec<Grant>, Vec<String>) {
+    let before = || repository.keys.clone();
+    let text = match file {
+        Ok(Some(text)) => text,
+        Ok(None) if repository.keys.is_empty() => return (before(), Vec::new()),
+        Ok(None) => {
+            return (before(), vec!["there is no .authorized_keys file in this commit: who has access stays as it was".to_owned()]);
+        }
+        Err(why) => return (before(), vec![format!(".authorized_keys could not be read ({why}): who has access stays as it was")]),
+    };
+    let (grants, passed) = authorized_keys::read(&text);
+    let mut notes: Vec<String> = passed
+        .iter()
+        .take(TOLD)
+        .map(|passed| format!(".authorized_keys: line {} {}: passed over", passed.line, passed.why))
+        .collect();
+    if passed.len() > TOLD {
+        notes.push(format!(".authorized_keys: {} more lines were passed over", passed.len() - TOLD));
     }
-    (keys, notes)
+    if grants.is_empty() {
+        notes.push(".authorized_keys has no readable key: who has access stays as it was".to_owned());
+        return (before(), notes);
+    }
+    let new = grants.iter().filter(|grant| !repository.keys.contains(grant)).map(|grant| format!("now {grant}"));
+    let gone = repository.keys.iter().filter(|grant| !grants.contains(grant)).map(|grant| format!("no longer {grant}"));
+    let changes: Vec<String> = new.chain(gone).collect();
+    if changes.is_empty() {
+        return (before(), notes);
+    }
+    if !access::may(who, Verb::Administer, repository, now) {
+        notes.push(".authorized_keys was changed, but your key is none of an admin: who has access stays as it was".to_owned());
+        return (before(), notes);
+    }
+    notes.extend(changes.iter().take(TOLD).map(|change| format!("access: {change}")));
+    if changes.len() > TOLD {
+        notes.push(format!("access: {} more changes", changes.len() - TOLD));
+    }
+    (grants, notes)
 }
 
 #[cfg(test)]
@@ -278,12 +325,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unreadable_key_file_changes_nothing_and_says_so() {
-        let key = access::fingerprint(b"x");
-        let repository = Repository { name: "a".parse().unwrap(), owner: key.clone(), keys: vec![key.clone()], created: 0 };
-        let (keys, notes) = new_keys(&repository, Some("nonsense here\n"));
-        assert_eq!(keys, std::slice::from_ref(&key));
-        assert!(notes[0].contains("line 1") && notes[1].contains("stays as it was"), "{notes:?}");
-        assert_eq!(new_keys(&repository, None), (vec![key], vec![]));
+    fn what_a_key_file_changes_and_what_is_said() {
+        let line = |n: u8| {
+            let blob: Vec<u8> = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 1, n]].concat();
+            (access::fingerprint(&blob), format!("ssh-ed25519 {} x\n", data_encoding::BASE64.encode(&blob)))
+        };
+        let (key, text) = line(1);
+        let (other, other_text) = line(2);
+        let owner = access::fingerprint(b"owner");
+        let grants = vec![Grant::deploy(key.clone())];
+        let repository = Repository { keys: grants.clone(), ..Repository::new("a".parse().unwrap(), owner.clone(), 0) };
+        let both = vec![grants[0].clone(), Grant::deploy(other.clone())];
+        let admin = format!("environment=\"SEED_ROLE=admin\" {text}");
+        let file = |text: &str| Ok(Some(text.to_owned()));
+        let table = [
+            // pusher, file, what it makes of the keys, what is said
+            (&owner, file(&text), &grants, ""),
+            (&owner, file(&format!("{text}{other_text}")), &both, "access: now"),
+            (&owner, file(&other_text), &both[1..].to_vec(), "access: no longer"),
+            (&owner, file("nonsense\n"), &grants, "stays as it was"),
+            (&owner, file(&format!("nonsense\n{text}")), &grants, "line 1 is no key"),
+            (&owner, file("# nobody\n"), &grants, "stays as it was"),
+            (&owner, file(""), &grants, "stays as it was"),
+            (&owner, file(&"x\n".repeat(30)), &grants, "20 more lines"),
+            (&owner, Ok(None), &grants, "stays as it was"),
+            (&owner, Err("it is larger than 256 KiB".to_owned()), &grants, "256 KiB"),
+            (&key, file(&text), &grants, ""),
+            (&key, file(&admin), &grants, "none of an admin"),
+            (&key, file(&other_text), &grants, "none of an admin"),
+        ];
+        for (who, file, expected, said) in table {
+            let (keys, notes) = new_keys(&repository, &Principal::Key(who.clone()), file.clone(), 0);
+            assert_eq!(&keys, expected, "{file:?}");
+            assert_eq!(notes.is_empty(), said.is_empty(), "{file:?}: {notes:?}");
+            assert!(notes.iter().any(|note| note.contains(said)) || said.is_empty(), "{file:?}: {notes:?}");
+        }
+        let fresh = Repository { keys: vec![], ..repository };
+        assert_eq!(new_keys(&fresh, &Principal::Key(owner), Ok(None), 0), (vec![], vec![]));
     }
 }

@@ -4,14 +4,15 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, acme, chain, logs, resolve, status};
+use super::{Agent, acme, chain, enter::Enter, logs, now, resolve, status};
 use crate::{
     build::Builder,
     bus::Refusal,
     host::Host,
     spec::{
         access::{self, Principal, Verb},
-        name::{FlakeUri, KeyId, NameError},
+        caller::Caller,
+        name::{FlakeUri, NameError},
     },
     state::State,
 };
@@ -28,6 +29,7 @@ pub enum Request {
     Follow { who: String, job: String },
     Logs { who: String, instance: String, lines: u32, follow: bool },
     Restart { who: String, instance: String },
+    Enter(Enter),
     NewInvite { uses: u32, expires_secs: u64, note: String },
     ListInvites,
     RevokeInvite { id: String },
@@ -42,6 +44,8 @@ pub enum Reply {
     Text(String),
     /// The end of a pipe to read from.
     Pipe(OwnedFd),
+    /// A stream into a guest, and a document about it.
+    Way(OwnedFd, String),
     Nothing,
 }
 
@@ -60,7 +64,10 @@ pub(super) fn invalid(error: NameError) -> Refusal {
 }
 
 pub(super) fn principal(who: &str) -> Result<Principal, Refusal> {
-    if who.is_empty() { Ok(Principal::Operator) } else { who.parse::<KeyId>().map(Principal::Key).map_err(invalid) }
+    if who.is_empty() {
+        return Ok(Principal::Operator);
+    }
+    who.parse::<Caller>().map(|caller| Principal::Key(caller.key().clone())).map_err(invalid)
 }
 
 pub(super) fn json(document: &impl serde::Serialize) -> Reply {
@@ -78,6 +85,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Follow { who, job } => self.follow(&who, &job),
             Request::Logs { who, instance, lines, follow } => self.logs(&who, &instance, lines, follow),
             Request::Restart { who, instance } => self.restart(&who, &instance),
+            Request::Enter(ask) => return self.enter(ask, answer),
             Request::NewInvite { uses, expires_secs, note } => self.new_invite(uses, expires_secs, note).await,
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
@@ -138,7 +146,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Whether a repository that `who` may write to has this namespace, planted or not: a plan may be followed before it is planted.
     fn owns_namespace(&self, who: &Principal, namespace: &crate::spec::name::Namespace) -> bool {
         let mut repositories = self.memory.repos.values();
-        repositories.any(|repo| FlakeUri::Silo(repo.name.clone()).namespace() == *namespace && access::may(who, Verb::See, repo))
+        repositories
+            .any(|repo| FlakeUri::Silo(repo.name.clone()).namespace() == *namespace && access::may(who, Verb::See, repo, now()))
     }
 
     fn logs(&self, who: &str, instance: &str, lines: u32, follow: bool) -> Result<Reply, Refusal> {

@@ -1,26 +1,39 @@
 //! What a person means by a name: which instances they may see, and which of them `web`, `my-app/web` or `s-…/web` is.
 
+use super::now;
 use crate::{
     bus::Refusal,
     spec::{
-        access::{self, Principal, Verb},
+        access::{self, Principal, Reach, Verb},
         name::{FlakeUri, InstanceId, Namespace},
     },
     state::{Memory, Plant},
 };
 
-/// Whether `who` may do `verb` to what was planted as `plant`.
-pub fn may(memory: &Memory, who: &Principal, verb: Verb, plant: &Plant) -> bool {
+/// How far `who` may do `verb` to what was planted as `plant`.
+pub fn reach(memory: &Memory, who: &Principal, verb: Verb, plant: &Plant) -> Reach {
     let FlakeUri::Silo(name) = &plant.uri;
     match memory.repos.get(name) {
-        Some(repository) => access::may(who, verb, repository),
-        None => *who == Principal::Operator,
+        Some(repository) => access::reach(who, verb, repository, now()),
+        None if *who == Principal::Operator => Reach::Everything,
+        None => Reach::Nothing,
     }
 }
 
-/// The plants that `who` may see, those that match `filter` (a repository or a namespace) or all if it is empty.
+/// Whether `who` may do `verb` to all of what was planted as `plant`.
+pub fn may(memory: &Memory, who: &Principal, verb: Verb, plant: &Plant) -> bool {
+    reach(memory, who, verb, plant) == Reach::Everything
+}
+
+/// Whether there is anything in `plant` that `who` may see.
+fn is_seen(memory: &Memory, who: &Principal, plant: &Plant) -> bool {
+    reach(memory, who, Verb::See, plant) != Reach::Nothing
+}
+
+/// The plants of which `who` may see something, those that match `filter` (a repository or a namespace) or all if it is empty. Of a
+/// plant's instances, those within [`reach`] are shown.
 pub fn plants<'a>(memory: &'a Memory, who: &Principal, filter: &str) -> Result<Vec<&'a Plant>, Refusal> {
-    let visible: Vec<&Plant> = memory.plants.values().filter(|plant| may(memory, who, Verb::See, plant)).collect();
+    let visible: Vec<&Plant> = memory.plants.values().filter(|plant| is_seen(memory, who, plant)).collect();
     if filter.is_empty() {
         return Ok(visible);
     }
@@ -37,9 +50,10 @@ pub fn instance(memory: &Memory, who: &Principal, verb: Verb, name: &str) -> Res
     let (place, wanted) = name.split_once('/').map_or((None, name), |(place, wanted)| (Some(place), wanted));
     let mut found = Vec::new();
     let mut all = Vec::new();
-    for plant in memory.plants.values().filter(|plant| may(memory, who, Verb::See, plant)) {
+    for plant in memory.plants.values() {
+        let seen = reach(memory, who, Verb::See, plant);
         let Some(deployment) = memory.wants.get(&plant.namespace) else { continue };
-        for instance in deployment.instances.keys() {
+        for instance in deployment.instances.keys().filter(|instance| seen.includes(instance)) {
             let full = format!("{}/{instance}", repository(plant));
             if instance.as_str() == wanted && place.is_none_or(|place| is_called(plant, place)) {
                 found.push((full.clone(), InstanceId { namespace: plant.namespace.clone(), name: instance.clone() }));
@@ -51,9 +65,11 @@ pub fn instance(memory: &Memory, who: &Principal, verb: Verb, name: &str) -> Res
         1 => {
             let (full, id) = found.remove(0);
             let plant = memory.plants.get(&id.namespace);
-            match plant.is_some_and(|plant| may(memory, who, verb, plant)) {
+            match plant.is_some_and(|plant| reach(memory, who, verb, plant).includes(&id.name)) {
                 true => Ok(id),
-                false => Err(Refusal::Denied(format!("your key may look at {full}, but not do this"))),
+                false => Err(Refusal::Denied(format!(
+                    "your key may look at {full}, but not do this: ask for another role in its .authorized_keys"
+                ))),
             }
         }
         0 => Err(Refusal::NotFound(format!("you have no instance {name:?}{}", candidates(all.into_iter())))),
@@ -70,9 +86,9 @@ pub fn repository(plant: &Plant) -> String {
     name.to_string()
 }
 
-/// The plant of a namespace that `who` may see.
+/// The plant of a namespace of which `who` may see something.
 pub fn seen<'a>(memory: &'a Memory, who: &Principal, namespace: &Namespace) -> Option<&'a Plant> {
-    memory.plants.get(namespace).filter(|plant| may(memory, who, Verb::See, plant))
+    memory.plants.get(namespace).filter(|plant| is_seen(memory, who, plant))
 }
 
 fn is_called(plant: &Plant, name: &str) -> bool {
@@ -106,7 +122,7 @@ mod tests {
             [("one", &ann, vec!["web", "api"]), ("two", &ann, vec!["web"]), ("secret", &fingerprint(b"bob"), vec!["db"])]
         {
             let uri: FlakeUri = format!("silo:{name}").parse().unwrap();
-            let repo = Repository { name: name.parse().unwrap(), owner: owner.clone(), keys: vec![], created: 0 };
+            let repo = Repository::new(name.parse().unwrap(), owner.clone(), 0);
             memory.repos.insert(repo.name.clone(), repo);
             let namespace = uri.namespace();
             let plant = Plant { hash: uri.hash(), uri, namespace: namespace.clone(), by: owner.clone(), at: 0 };

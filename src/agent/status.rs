@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Shared, chain, job::Job, resolve};
+use super::{Shared, chain, job::Job, now, resolve};
 use crate::{
     build::Builder,
     bus::{InstanceStatus, NamespaceStatus, Refusal, Status},
@@ -43,11 +43,18 @@ impl Picture {
                 String::new()
             }
         };
-        let of = |plant: &&Plant| ((*plant).clone(), memory.wants.get(&plant.namespace).cloned(), doing(&plant.namespace));
+        let of = |plant: &&Plant| {
+            let seen = resolve::reach(memory, who, Verb::See, plant);
+            let mut deployment = memory.wants.get(&plant.namespace).cloned();
+            if let Some(deployment) = &mut deployment {
+                deployment.instances.retain(|name, _| seen.includes(name));
+            }
+            ((*plant).clone(), deployment, doing(&plant.namespace))
+        };
         let mut unplanted: Vec<String> = memory
             .repos
             .values()
-            .filter(|repository| filter.is_empty() && access::may(who, Verb::See, repository))
+            .filter(|repository| filter.is_empty() && access::may(who, Verb::See, repository, now()))
             .filter(|repository| !memory.plants.contains_key(&FlakeUri::Silo(repository.name.clone()).namespace()))
             .map(|repository| repository.name.to_string())
             .collect();

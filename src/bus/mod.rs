@@ -1,14 +1,16 @@
 //! The system bus interface `farm.loom.Seed1`: what the doors and the command line ask of the agent. Names here are what
 //! `busctl introspect farm.loom.Seed1 /farm/loom/Seed1` shows.
 //!
-//! `who` is the fingerprint of the SSH key that a door has verified (`SHA256:…`), or empty for the operator: the agent takes an
-//! empty `who` from root only. Documents are JSON, the same that `--json` prints; each has a `version`.
+//! `who` is the fingerprint of the SSH key that a door has verified and the address it came from (`SHA256:…@ADDRESS`, see
+//! [`crate::spec::caller`]), or empty for the operator: the agent takes an empty `who` from root only. Documents are JSON, the same that `--json` prints; each has a `version`.
 
 pub mod acme;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
+
+pub mod guest;
 
 pub use crate::render::zone::{Zone, ZoneEntry};
 

@@ -221,6 +221,7 @@ impl Config {
             tools,
             stop_timeout_secs: self.hypervisor.stop_timeout_secs,
             boot_timeout_secs: self.hypervisor.boot_timeout_secs,
+            guest_ca: String::new(),
             log_max: self.logs.max_per_instance,
         }
     }
@@ -228,6 +229,11 @@ impl Config {
     /// The directory of what the agent remembers.
     pub fn state_directory(&self) -> PathBuf {
         self.storage.directory.join("state")
+    }
+
+    /// The key that signs certificates for guests.
+    pub fn guest_ca(&self) -> PathBuf {
+        self.storage.directory.join("guest-ca")
     }
 
     /// The directory of the repositories, `<name>.git` in it.

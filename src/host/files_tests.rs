@@ -32,6 +32,7 @@ fn layout(dir: &Path) -> Layout {
         },
         stop_timeout_secs: 1,
         boot_timeout_secs: 1,
+        guest_ca: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
         log_max: Bytes(1 << 20),
     }
 }

@@ -11,10 +11,12 @@ pub mod network;
 pub mod sim;
 pub mod systemd;
 pub mod volume;
+mod vsock;
 
 use std::{
     future::Future,
     io,
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -48,6 +50,8 @@ pub trait Host: Send + Sync + 'static {
         query: JournalQuery,
         sink: mpsc::Sender<LogLine>,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Opens a stream to a vsock port of a running guest.
+    fn connect(&self, id: &InstanceId, port: u32) -> impl Future<Output = Result<OwnedFd, HostError>> + Send;
     /// The volumes that were retired: `(namespace, instance/volume and size, in words)`.
     fn retired(&self) -> impl Future<Output = Result<Vec<(String, String)>, HostError>> + Send;
     /// Returns when a unit of Seed's has changed since the last call (or since start).
@@ -97,6 +101,8 @@ pub enum HostError {
     Systemd { deed: &'static str, unit: String, source: zbus::Error },
     #[error("{unit} did not {deed}: systemd says {result}")]
     Job { deed: &'static str, unit: String, result: String },
+    #[error("could not connect to vsock port {port} of {id}")]
+    Connect { id: InstanceId, port: u32, source: io::Error },
     #[error("`{command}` failed: {output}")]
     Command { command: String, output: String },
     #[error(transparent)]
@@ -309,6 +315,11 @@ impl Host for Machine {
         let unit = vm_unit(id);
         let since = if query.this_boot { self.systemd.started_at(&unit).await } else { None };
         journal::read(&self.layout.log_of(id), &unit, query, since, sink).await
+    }
+
+    async fn connect(&self, id: &InstanceId, port: u32) -> Result<OwnedFd, HostError> {
+        let connected = vsock::connect(&self.layout.run_of(id), port).await;
+        connected.map_err(|source| HostError::Connect { id: id.clone(), port, source })
     }
 
     async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {

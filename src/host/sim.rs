@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -67,6 +68,8 @@ struct Machine {
     /// How many more steps are applied before one fails.
     fail_apply: Option<usize>,
     fail_observe: Option<usize>,
+    /// The guests' ends of streams that were opened to them.
+    entered: Vec<(InstanceId, u32, UnixStream)>,
     /// Counts events: there is no other time here.
     clock: u64,
 }
@@ -112,6 +115,11 @@ impl Sim {
     /// Likewise for looking.
     pub fn fail_observe(&self, after: usize) {
         self.lock().fail_observe = Some(after);
+    }
+
+    /// The streams that were opened to guests since this was last asked: the guests' ends.
+    pub fn entered(&self) -> Vec<(InstanceId, u32, UnixStream)> {
+        std::mem::take(&mut self.lock().entered)
     }
 
     /// Time passes: guests that were to get ready at a tick are.
@@ -263,6 +271,17 @@ impl Host for Sim {
         // Nobody listening is as good as having read it.
         drop(sink.send(LogLine { at: 1, source: "console".to_owned(), priority: 6, text }).await);
         Ok(())
+    }
+
+    async fn connect(&self, id: &InstanceId, port: u32) -> Result<OwnedFd, HostError> {
+        let failed = |source| HostError::Connect { id: id.clone(), port, source };
+        let mut machine = self.lock();
+        if machine.instances.get(id).is_none_or(|instance| instance.running.is_none()) {
+            return Err(failed(std::io::ErrorKind::NotFound.into()));
+        }
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        machine.entered.push((id.clone(), port, theirs));
+        Ok(ours.into())
     }
 
     async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {

@@ -47,6 +47,9 @@ pub fn credentials(id: &InstanceId, wanted: &Wanted, address: &Address, layout: 
         Credential { name: "network.network.10-seed", text: network(id, address, layout) },
         Credential { name: "tmpfiles.extra", text: environment(id, wanted, layout) },
     ];
+    if !layout.guest_ca.is_empty() {
+        made.push(Credential { name: "ssh.authorized_keys.root", text: authority(id, layout) });
+    }
     if !wanted.instance.volumes.is_empty() {
         made.push(Credential { name: "fstab.extra", text: fstab(wanted) });
     }
@@ -74,6 +77,17 @@ fn network(id: &InstanceId, address: &Address, layout: &Layout) -> String {
          [Route]\nGateway={gateway4}\nGatewayOnLink=yes\n\n\
          [Route]\nGateway={LINK_GATEWAY6}\nGatewayOnLink=yes\nPreferredSource={v6}\n"
     )
+}
+
+/// A line of authorized_keys(5): root's sessions are open to certificates of the agent's that name this instance, and to no others.
+/// systemd-ssh-generator(8) has sshd listen on vsock, whose other end is the agent.
+fn authority(id: &InstanceId, layout: &Layout) -> String {
+    format!("cert-authority,principals=\"{}\" {} seed\n", principal(id), layout.guest_ca)
+}
+
+/// Whom a certificate for an instance names.
+pub fn principal(id: &InstanceId) -> String {
+    id.unit_instance()
 }
 
 /// Lines of fstab(5). Without `nofail`: a service that was started without its volume would write to a place that is gone at the next
@@ -137,6 +151,15 @@ mod tests {
             text("db", "fstab.extra"),
             "/dev/disk/by-id/virtio-data /seed/storage/data ext4 x-systemd.growfs 0 2\n\
              /dev/disk/by-id/virtio-wal /var/lib/wal ext4 x-systemd.growfs 0 2\n"
+        );
+    }
+
+    #[test]
+    fn a_guest_trusts_certificates_for_itself_alone() {
+        let key = samples::layout().guest_ca;
+        assert_eq!(
+            text("web", "ssh.authorized_keys.root"),
+            format!("cert-authority,principals=\"s-gaydazldmnsg-web\" {key} seed\n")
         );
     }
 

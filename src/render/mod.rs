@@ -59,6 +59,8 @@ pub struct Layout {
     pub stop_timeout_secs: u32,
     /// How long a guest may take to get ready.
     pub boot_timeout_secs: u32,
+    /// The public key (as OpenSSH writes one) whose certificates open guests to the agent. Empty: none does.
+    pub guest_ca: String,
     /// How much of one instance's journal is kept.
     pub log_max: Bytes,
 }

@@ -84,6 +84,7 @@ pub(crate) fn layout() -> Layout {
         },
         stop_timeout_secs: 90,
         boot_timeout_secs: 300,
+        guest_ca: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
         log_max: Bytes(64 << 20),
     }
 }

@@ -27,7 +27,10 @@ use super::{
 };
 use crate::{
     bus::{Opened, Refusal},
-    spec::name::{KeyId, RefName, RepoName},
+    spec::{
+        caller::Caller,
+        name::{RefName, RepoName},
+    },
 };
 
 /// A client that takes nothing for this long is given up.
@@ -125,14 +128,14 @@ pub fn git(doors: &Doors, path: &Path, settings: &[&str]) -> Command {
 }
 
 /// Asks the agent whether `who` may `access` the repository.
-pub async fn open(doors: &Doors, who: &KeyId, name: &RepoName, access: &str) -> Asked<Opened> {
+pub async fn open(doors: &Doors, who: &Caller, name: &RepoName, access: &str) -> Asked<Opened> {
     ask::document(doors.agent.open_repository(who.as_str(), name.as_str(), access)).await
 }
 
 /// Serves a clone, a fetch or an archive. `protocol` is the value of `GIT_PROTOCOL`, already checked. Returns the exit code.
 pub async fn serve_read<R, W>(
     doors: &Arc<Doors>,
-    who: &KeyId,
+    who: &Caller,
     name: &RepoName,
     read: Read,
     protocol: Option<&str>,

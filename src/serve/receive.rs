@@ -37,7 +37,10 @@ use super::{
 };
 use crate::{
     bus::Pushed,
-    spec::name::{KeyId, RefName, RepoName},
+    spec::{
+        caller::Caller,
+        name::{RefName, RepoName},
+    },
 };
 
 /// How long a client may take to say what it wants to change.
@@ -55,7 +58,7 @@ const PACKS: usize = 50;
 #[derive(Debug)]
 pub struct Push {
     pub doors: Arc<Doors>,
-    pub who: KeyId,
+    pub who: Caller,
     pub name: RepoName,
     /// How the client reaches our shell: `ssh -p 2222 seed.example`.
     pub ssh: String,

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     bus::{LogLine, Outcome, Planted, Refusal, SeedProxy, Status},
-    spec::name::KeyId,
+    spec::caller::Caller,
 };
 
 /// How what is printed will be looked at.
@@ -48,7 +48,7 @@ impl From<std::io::Error> for End {
 }
 
 /// Runs one verb for the holder of a key, or for the operator if `who` is `None`. Returns the exit code.
-pub async fn run<O, E>(words: &[String], who: Option<&KeyId>, agent: &SeedProxy<'_>, mut out: O, mut err: E, look: Look) -> u8
+pub async fn run<O, E>(words: &[String], who: Option<&Caller>, agent: &SeedProxy<'_>, mut out: O, mut err: E, look: Look) -> u8
 where
     O: AsyncWrite + Unpin + Send,
     E: AsyncWrite + Unpin + Send,
@@ -85,7 +85,7 @@ fn kind(refusal: &Refusal) -> &'static str {
 }
 
 struct Session<'a, O> {
-    who: Option<&'a KeyId>,
+    who: Option<&'a Caller>,
     agent: &'a SeedProxy<'a>,
     out: &'a mut O,
     look: Look,
@@ -111,7 +111,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             }
             "whoami" => {
                 let arguments = arguments(&[], &[], 0)?;
-                let name = self.who.map_or("operator", KeyId::as_str);
+                let name = self.who.map_or("operator", |caller| caller.key().as_str());
                 let shown =
                     if arguments.json { serde_json::json!({ "version": 1, "key": name }).to_string() } else { name.to_owned() };
                 self.print(&format!("{shown}\n")).await
@@ -147,7 +147,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
 
     /// Who asks, in the bus's words.
     fn name(&self) -> &str {
-        self.who.map_or("", KeyId::as_str)
+        self.who.map_or("", Caller::as_str)
     }
 
     async fn print(&mut self, text: &str) -> Result<u8, End> {

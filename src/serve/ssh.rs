@@ -35,7 +35,7 @@ use super::{
     receive::Push,
     shell::{self, Look},
 };
-use crate::spec::name::KeyId;
+use crate::spec::{caller::Caller, name::KeyId};
 
 /// Channels of one connection at a time.
 const MAX_CHANNELS: u32 = 10;
@@ -100,7 +100,8 @@ async fn connection(doors: Arc<Doors>, config: Arc<server::Config>, crowd: Arc<C
         place: crowd.enter(peer.ip(), close.clone()),
         proved: proved.clone(),
         channels: Arc::clone(&channels),
-        key: None,
+        peer,
+        who: None,
         waiting: BTreeMap::new(),
         doors: Arc::clone(&doors),
     };
@@ -145,7 +146,8 @@ struct Connection {
     /// Cancelled when a key is proved.
     proved: CancellationToken,
     channels: Arc<AtomicU32>,
-    key: Option<KeyId>,
+    peer: SocketAddr,
+    who: Option<Caller>,
     /// Channels that have not asked for anything yet.
     waiting: BTreeMap<u32, Waiting>,
 }
@@ -190,8 +192,8 @@ impl server::Handler for Connection {
         if is_sha1(key.algorithm) {
             return Ok(Auth::reject());
         }
-        self.key = fingerprint(key.public_key);
-        Ok(if self.key.is_some() { Auth::Accept } else { Auth::reject() })
+        self.who = fingerprint(key.public_key).map(|key| Caller::new(key, self.peer.ip()));
+        Ok(if self.who.is_some() { Auth::Accept } else { Auth::reject() })
     }
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Self::Error> {
@@ -285,7 +287,7 @@ impl server::Handler for Connection {
 impl Connection {
     /// Starts what a channel asks for, in a task of its own.
     fn start(&mut self, channel: ChannelId, line: &[u8], session: &mut Session) -> Result<(), russh::Error> {
-        let (Some(waiting), Some(who)) = (self.waiting.remove(&channel.into()), self.key.clone()) else {
+        let (Some(waiting), Some(who)) = (self.waiting.remove(&channel.into()), self.who.clone()) else {
             return session.channel_failure(channel);
         };
         session.channel_success(channel)?;
@@ -333,7 +335,7 @@ async fn drain(mut from: ChannelReadHalf, command: DuplexStream, gone: Cancellat
 /// One command that a client asks for.
 struct Asked {
     doors: Arc<Doors>,
-    who: KeyId,
+    who: Caller,
     ssh: String,
     protocol: Option<String>,
     terminal: Option<String>,

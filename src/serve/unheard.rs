@@ -2,7 +2,7 @@
 //! has answered; one that is found at a start is a push that ended with a kill or a power cut, and the agent is told then. Telling
 //! twice does no harm: deploying what runs already changes nothing.
 //!
-//! A mark is the file `<name>.git/seed-push-<process>-<number>`; it holds the key of the pusher.
+//! A mark is the file `<name>.git/seed-push-<process>-<number>`; it holds the pusher's key and address.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use std::{
 use super::{Doors, ask, git};
 use crate::{
     bus::Pushed,
-    spec::name::{KeyId, RepoName},
+    spec::{caller::Caller, name::RepoName},
 };
 
 const PREFIX: &str = "seed-push-";
@@ -32,7 +32,7 @@ pub(super) struct Mark {
 
 impl Mark {
     /// Marks a push into the repository at `repository`, durably.
-    pub fn set(repository: &Path, who: &KeyId) -> std::io::Result<Self> {
+    pub fn set(repository: &Path, who: &Caller) -> std::io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let path = repository.join(format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
         // A process that was killed may have had our number.
@@ -66,7 +66,7 @@ impl Mark {
 }
 
 /// What was found at the start: the repository, who pushed last, and the marks.
-type Found = (RepoName, KeyId, Vec<PathBuf>);
+type Found = (RepoName, Caller, Vec<PathBuf>);
 
 /// Finds the marks of earlier processes. To be called before any door opens.
 pub(super) fn find(repositories: &Path) -> Vec<Found> {

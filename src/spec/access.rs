@@ -1,9 +1,19 @@
 //! Who may do what. An SSH key is the identity; what it may do follows from who created the repository and from the repository's
-//! own `.authorized_keys`.
+//! own `.authorized_keys` (see [`super::authorized_keys`]).
+//!
+//! | role | reads a private repository | status, logs | push, deploy, restart, get inside | access, visibility, name, deletion |
+//! |---|---|---|---|---|
+//! | `read` | yes | yes | | |
+//! | `deploy` | yes | yes | yes | |
+//! | `admin`, and the owner | yes | yes | yes | yes |
+//!
+//! A key for one instance has its role there only, and no say in the repository: it cannot push.
+
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::name::{KeyId, RepoName};
+use super::name::{InstanceName, KeyId, RepoName};
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +42,104 @@ pub enum Verb {
     Administer,
 }
 
+/// What a key in `.authorized_keys` is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Read,
+    Deploy,
+    Admin,
+}
+
+impl Role {
+    fn allows(self, verb: Verb) -> bool {
+        match verb {
+            Verb::Read | Verb::See => true,
+            Verb::Write | Verb::Act | Verb::Enter => self >= Self::Deploy,
+            Verb::Administer => self == Self::Admin,
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Deploy => "deploy",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+/// What one line of `.authorized_keys` gives to its key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "StoredGrant", rename_all = "camelCase")]
+pub struct Grant {
+    pub key: KeyId,
+    pub role: Role,
+    /// Seconds since 1970 from which on it gives nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
+    /// The only instance that it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceName>,
+}
+
+/// A grant as it is stored. Before there were roles, it was a key that could push.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum StoredGrant {
+    Key(KeyId),
+    #[serde(rename_all = "camelCase")]
+    Grant {
+        key: KeyId,
+        role: Role,
+        until: Option<u64>,
+        instance: Option<InstanceName>,
+    },
+}
+
+impl From<StoredGrant> for Grant {
+    fn from(stored: StoredGrant) -> Self {
+        match stored {
+            StoredGrant::Key(key) => Self::deploy(key),
+            StoredGrant::Grant { key, role, until, instance } => Self { key, role, until, instance },
+        }
+    }
+}
+
+impl Grant {
+    /// What a line without options gives.
+    pub fn deploy(key: KeyId) -> Self {
+        Self { key, role: Role::Deploy, until: None, instance: None }
+    }
+}
+
+impl fmt::Display for Grant {
+    /// `SHA256:… deploy, only web, until 20300101Z`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.key, self.role)?;
+        if let Some(instance) = &self.instance {
+            write!(f, ", only {instance}")?;
+        }
+        match self.until {
+            Some(until) => write!(f, ", until {}", super::authorized_keys::date(until)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Who may clone a repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Visibility {
+    /// Anybody.
+    #[default]
+    Public,
+    /// Its owner and the keys in its `.authorized_keys`.
+    Private,
+}
+
 /// A repository in silo and who has a say in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -39,51 +147,78 @@ pub struct Repository {
     pub name: RepoName,
     /// The key that created it; no push can remove it.
     pub owner: KeyId,
-    /// The keys of `.authorized_keys` at the last accepted push of the default branch.
-    pub keys: Vec<KeyId>,
+    /// What `.authorized_keys` gave at the last push of the default branch that could change it.
+    pub keys: Vec<Grant>,
     /// Seconds since 1970.
     pub created: u64,
+    #[serde(default)]
+    pub visibility: Visibility,
 }
 
-/// Whether `who` may do `verb` to `repository`. Reading is public.
-pub fn may(who: &Principal, verb: Verb, repository: &Repository) -> bool {
-    match (who, verb) {
-        (Principal::Operator, _) | (_, Verb::Read) => true,
-        (Principal::Key(key), Verb::Write | Verb::See | Verb::Act | Verb::Enter | Verb::Administer) => {
-            *key == repository.owner || repository.keys.contains(key)
+impl Repository {
+    /// A repository that was created just now.
+    pub fn new(name: RepoName, owner: KeyId, created: u64) -> Self {
+        Self { name, owner, keys: Vec::new(), created, visibility: Visibility::default() }
+    }
+}
+
+/// How far a right goes within one repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    Nothing,
+    /// These instances, and nothing that concerns the repository as a whole.
+    Only(BTreeSet<InstanceName>),
+    Everything,
+}
+
+impl Reach {
+    /// Whether it goes as far as this instance.
+    pub fn includes(&self, instance: &InstanceName) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Only(instances) => instances.contains(instance),
+            Self::Everything => true,
         }
     }
 }
 
-/// The keys in the text of an `.authorized_keys` file, in the format of `sshd(8)`. Lines that are no key are returned too, by number
-/// (from 1), so that a push can name them.
-pub fn authorized_keys(text: &str) -> (Vec<KeyId>, Vec<usize>) {
-    let mut keys = Vec::new();
-    let mut unreadable = Vec::new();
-    for (index, line) in text.lines().enumerate().take(1000) {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        match key_of_line(line) {
-            Some(key) if !keys.contains(&key) => keys.push(key),
-            Some(_) => {}
-            None => unreadable.push(index + 1),
+/// How far `who` may do `verb` in `repository` at `now` (seconds since 1970).
+pub fn reach(who: &Principal, verb: Verb, repository: &Repository, now: u64) -> Reach {
+    let Principal::Key(key) = who else { return Reach::Everything };
+    if *key == repository.owner || (verb == Verb::Read && repository.visibility == Visibility::Public) {
+        return Reach::Everything;
+    }
+    let live = |grant: &&Grant| grant.key == *key && grant.until.is_none_or(|until| now < until) && grant.role.allows(verb);
+    let mut instances = BTreeSet::new();
+    for grant in repository.keys.iter().filter(live) {
+        match (&grant.instance, verb) {
+            (None, _) => return Reach::Everything,
+            (Some(instance), Verb::See | Verb::Act | Verb::Enter | Verb::Administer) => drop(instances.insert(instance.clone())),
+            (Some(_), Verb::Read | Verb::Write) => {}
         }
     }
-    (keys, unreadable)
+    if instances.is_empty() { Reach::Nothing } else { Reach::Only(instances) }
 }
 
-/// The fingerprint of the key on one line. Options may stand before the key type; they may hold quoted spaces. The key is the first
-/// word that is base64 of a blob which begins with the key type that stands before it.
-fn key_of_line(line: &str) -> Option<KeyId> {
-    let words = split_words(line);
-    words.windows(2).take(4).find_map(|pair| {
-        let blob = data_encoding::BASE64.decode(pair[1].as_bytes()).ok()?;
-        let length = u32::from_be_bytes(blob.get(..4)?.try_into().ok()?) as usize;
-        let kind = blob.get(4..4 + length)?;
-        (kind == pair[0].as_bytes()).then(|| fingerprint(&blob))
-    })
+/// Whether `who` may do `verb` to all of `repository` at `now`.
+pub fn may(who: &Principal, verb: Verb, repository: &Repository, now: u64) -> bool {
+    reach(who, verb, repository, now) == Reach::Everything
+}
+
+/// What `who` is to a repository, in a word, if it is anything.
+pub fn standing(who: &Principal, repository: &Repository, now: u64) -> Option<String> {
+    let Principal::Key(key) = who else { return Some("operator".to_owned()) };
+    if *key == repository.owner {
+        return Some("owner".to_owned());
+    }
+    let live = repository.keys.iter().filter(|grant| grant.key == *key && grant.until.is_none_or(|until| now < until));
+    let words: Vec<String> = live
+        .map(|grant| match &grant.instance {
+            Some(instance) => format!("{} of {instance}", grant.role),
+            None => grant.role.to_string(),
+        })
+        .collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// The fingerprint of a public key blob, as `ssh-keygen -l` prints it.
@@ -93,56 +228,78 @@ pub fn fingerprint(blob: &[u8]) -> KeyId {
     text.parse().expect("32 bytes are 43 characters of base64")
 }
 
-fn split_words(line: &str) -> Vec<&str> {
-    let mut words = Vec::new();
-    let (mut start, mut quoted, mut escaped) = (0, false, false);
-    for (at, c) in line.char_indices() {
-        match c {
-            '"' if !escaped => quoted = !quoted,
-            ' ' | '\t' if !quoted => {
-                if start < at {
-                    words.push(&line[start..at]);
-                }
-                start = at + 1;
-            }
-            _ => {}
-        }
-        escaped = c == '\\' && !escaped;
-    }
-    if start < line.len() {
-        words.push(&line[start..]);
-    }
-    words
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0ZWTmzNGYBGYHcRl5mS7a1Zkp6Yz2hT3l8e7o0dHQk";
+    const VERBS: [Verb; 6] = [Verb::Read, Verb::Write, Verb::See, Verb::Act, Verb::Enter, Verb::Administer];
 
+    /// Each kind of key against each verb: `*` for the whole repository, `1` for one instance, `-` for nothing.
     #[test]
-    fn keys_are_found_behind_options_and_comments_are_passed_over() {
-        let text = format!("# people\n\n{KEY} ann@home\nno-pty,command=\"echo \\\"hi there\\\"\" {KEY}\nnonsense\n");
-        let (keys, unreadable) = authorized_keys(&text);
-        assert_eq!((keys.len(), unreadable), (1, vec![5]));
-        assert!(keys[0].as_str().starts_with("SHA256:"));
+    fn each_role_against_each_verb() {
+        let key = |name: &str| fingerprint(name.as_bytes());
+        let grant = |name: &str, role, until, instance: Option<&str>| Grant {
+            key: key(name),
+            role,
+            until,
+            instance: instance.map(|name| name.parse().unwrap()),
+        };
+        let mut repository = Repository::new("app".parse().unwrap(), key("owner"), 0);
+        repository.keys = vec![
+            grant("reader", Role::Read, None, None),
+            grant("plain", Role::Deploy, None, None),
+            grant("admin", Role::Admin, Some(101), None),
+            grant("expired", Role::Admin, Some(100), None),
+            grant("looks at web", Role::Read, None, Some("web")),
+            grant("runs web", Role::Deploy, None, Some("web")),
+            grant("has web", Role::Admin, None, Some("web")),
+            grant("two lines", Role::Read, None, None),
+            grant("two lines", Role::Deploy, None, Some("web")),
+            grant("owner", Role::Read, Some(1), None),
+        ];
+        //           read write see act enter administer
+        let table = [
+            ("operator", "* * * * * *"),
+            ("owner", "* * * * * *"),
+            ("admin", "* * * * * *"),
+            ("plain", "* * * * * -"),
+            ("reader", "* - * - - -"),
+            ("looks at web", "- - 1 - - -"),
+            ("runs web", "- - 1 1 1 -"),
+            ("has web", "- - 1 1 1 1"),
+            ("two lines", "* - * 1 1 -"),
+            ("expired", "- - - - - -"),
+            ("stranger", "- - - - - -"),
+        ];
+        let only_web = Reach::Only(BTreeSet::from(["web".parse().unwrap()]));
+        for visibility in [Visibility::Private, Visibility::Public] {
+            repository.visibility = visibility;
+            for (name, expected) in table {
+                let who = if name == "operator" { Principal::Operator } else { Principal::Key(key(name)) };
+                for (verb, expected) in VERBS.into_iter().zip(expected.split(' ')) {
+                    let expected = match expected {
+                        "*" => Reach::Everything,
+                        "1" => only_web.clone(),
+                        _ if verb == Verb::Read && visibility == Visibility::Public => Reach::Everything,
+                        _ => Reach::Nothing,
+                    };
+                    assert_eq!(reach(&who, verb, &repository, 100), expected, "{name} {verb:?} {visibility:?}");
+                    assert_eq!(may(&who, verb, &repository, 100), expected == Reach::Everything);
+                }
+            }
+        }
     }
 
     #[test]
-    fn only_the_owner_and_listed_keys_write() {
-        let key = |n: u8| fingerprint(&[n]);
-        let repository = Repository { name: "app".parse().unwrap(), owner: key(1), keys: vec![key(2)], created: 0 };
-        let table = [
-            (Principal::Key(key(1)), true),
-            (Principal::Key(key(2)), true),
-            (Principal::Key(key(3)), false),
-            (Principal::Operator, true),
-        ];
-        for (who, allowed) in table {
-            assert_eq!(may(&who, Verb::Write, &repository), allowed, "{who:?}");
-            assert_eq!(may(&who, Verb::Act, &repository), allowed, "{who:?}");
-            assert!(may(&who, Verb::Read, &repository));
+    fn a_repository_of_before_there_were_roles_can_be_read() {
+        let key = fingerprint(b"x");
+        let old = format!(r#"{{"name":"app","owner":"{key}","keys":["{key}"],"created":7}}"#);
+        let repository: Repository = serde_json::from_str(&old).unwrap();
+        assert_eq!((&repository.keys[..], repository.visibility), (&[Grant::deploy(key.clone())][..], Visibility::Public));
+        let grant = Grant { role: Role::Admin, until: Some(5), instance: Some("web".parse().unwrap()), ..Grant::deploy(key) };
+        for repository in [repository.clone(), Repository { keys: vec![grant], visibility: Visibility::Private, ..repository }] {
+            let text = serde_json::to_string(&repository).unwrap();
+            assert_eq!(serde_json::from_str::<Repository>(&text).unwrap(), repository, "{text}");
         }
     }
 }

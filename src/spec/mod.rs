@@ -12,6 +12,8 @@
 pub mod access;
 pub mod acme;
 pub mod address;
+pub mod authorized_keys;
+pub mod caller;
 pub mod desired;
 pub mod instance;
 pub mod manifest;

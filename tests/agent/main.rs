@@ -5,4 +5,5 @@ mod world;
 
 mod access;
 mod deploy;
+mod enter;
 mod restart;

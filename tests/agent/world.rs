@@ -11,13 +11,14 @@ use std::{
 use seed::{
     agent::{
         Agent, Handle, Settings,
+        authority::Authority,
         request::{Reply, Request},
     },
     build::{BuildError, Builder, Evaluated, Job, Realised},
     bus::{Level, Outcome, Progress, Pushed, Refusal, Status},
     config::Config,
     host::sim::Sim,
-    render::{Tools, Vmm},
+    render::{Layout, Tools, Vmm},
     spec::{
         access::fingerprint,
         name::{InstanceId, KeyId, Namespace, StorePath},
@@ -276,8 +277,9 @@ async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &
         vhost_device_vsock: tool("vhost-device-vsock"),
         journal_remote: tool("systemd-journal-remote"),
     };
+    let authority = Authority::load_or_make(&dir.path().join("guest-ca")).unwrap();
     let settings = Settings {
-        layout: config.layout(Vmm::Qemu { kvm: false }, tools),
+        layout: Layout { guest_ca: authority.public(), ..config.layout(Vmm::Qemu { kvm: false }, tools) },
         repositories: dir.path().join("repos"),
         reader: seed::build::source::Reader::Here,
         work: dir.path().to_owned(),
@@ -287,6 +289,7 @@ async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &
         host6: vec![],
         acme: seed::agent::acme::budget::Limits::default(),
         hypervisor: "a machine made of memory".to_owned(),
+        authority,
     };
     let (agent, handle) = Agent::new(sim.clone(), state.clone(), table.clone(), settings).await.unwrap();
     (handle, tokio::spawn(agent.run()))

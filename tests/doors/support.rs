@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io::Write,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard},
@@ -13,6 +13,7 @@ use std::{
 use seed::{
     bus::{Level, Opened, Outcome, Planted, Progress, Pushed, Refusal, SeedProxy, Stage, Status, Zone},
     serve::{ServeError, Settings, Sockets},
+    spec::caller::Caller,
 };
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -76,12 +77,19 @@ pub fn word(stage: Stage, level: Level, text: &str, outcome: Option<Outcome>) ->
     Progress { at: 1_000_000, stage, level, text: text.into(), outcome }
 }
 
+/// The key of who asks; the doors say where they come from, too.
+fn key_of(who: &str) -> &str {
+    let caller: Caller = who.parse().expect("a caller");
+    assert_eq!(caller.source(), Some(IpAddr::from([127, 0, 0, 1])), "{who}");
+    who.split('@').next().unwrap()
+}
+
 #[zbus::interface(name = "farm.loom.Seed1")]
 impl Agent {
     fn status(&self, who: &str, filter: &str) -> Result<String, Refusal> {
         let told = self.told();
         let mut status = told.status.clone();
-        if !told.owners.values().any(|owner| owner == who) {
+        if !told.owners.values().any(|owner| owner == key_of(who)) {
             status.namespaces.clear();
         }
         if !filter.is_empty() && filter != "my-app" {
@@ -99,15 +107,18 @@ impl Agent {
         match (told.owners.get(name), access) {
             (Some(_), "read") => opened(false),
             (None, "read") => Err(Refusal::NotFound(format!("there is no repository {name}: push to it to make it"))),
-            (Some(owner), _) if owner != who => Err(Refusal::Denied(format!("your key {who} may not push to {name}"))),
+            (Some(owner), _) if owner != key_of(who) => {
+                Err(Refusal::Denied(format!("your key {} may not push to {name}", key_of(who))))
+            }
             (Some(_), _) => opened(false),
             (None, _) => {
-                told.owners.insert(name.into(), who.into());
+                told.owners.insert(name.into(), key_of(who).into());
                 opened(true)
             }
         }
     }
-    fn push(&self, _who: &str, repository: &str, reference: &str, old: &str, new: &str, mode: &str) -> zbus::fdo::Result<String> {
+    fn push(&self, who: &str, repository: &str, reference: &str, old: &str, new: &str, mode: &str) -> zbus::fdo::Result<String> {
+        assert!(!key_of(who).is_empty());
         let mut told = self.told();
         if told.push_away > 0 {
             told.push_away -= 1;

@@ -117,6 +117,7 @@ fn layout() -> Layout {
         },
         stop_timeout_secs: 90,
         boot_timeout_secs: 300,
+        guest_ca: String::new(),
         log_max: Bytes(64 << 20),
     }
 }

@@ -1,30 +1,35 @@
 //! `farm.loom.Seed1.Acme` on the agent's object: turns calls of the ACME door into requests.
 
+use std::sync::Arc;
+
 use zbus::message::Header;
 
-use super::Face;
+use super::callers::Callers;
 use crate::{
     agent::{
-        acme,
+        Handle, acme,
         request::{Reply, Request},
     },
     bus::Refusal,
 };
 
 /// The interface that is served, beside the agent's own on the same object.
-pub struct AcmeFace(pub Face);
+pub(super) struct AcmeFace {
+    pub(super) handle: Handle,
+    pub(super) callers: Arc<Callers>,
+}
 
 impl AcmeFace {
     async fn request(&self, header: &Header<'_>, connection: &zbus::Connection, request: acme::Request) -> Result<Reply, Refusal> {
         // Which instance is meant is in the question; who asks must be one of the two users.
-        self.0.check(header, connection, "anybody").await?;
-        self.0.handle.ask(Request::Acme(request)).await
+        self.callers.check(header, connection, "anybody").await?;
+        self.handle.ask(Request::Acme(request)).await
     }
 
     fn text(reply: Reply) -> Result<String, Refusal> {
         match reply {
             Reply::Text(text) => Ok(text),
-            Reply::Pipe(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
+            _ => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
         }
     }
 }

@@ -1,16 +1,16 @@
 //! The agent's face on the system bus: turns calls into requests, and checks that a caller may speak for whom it speaks.
 #![allow(clippy::disallowed_types, reason = "zbus asks for a HashMap where the order of properties means nothing")]
 
-pub mod acme;
+mod acme;
+mod callers;
+mod guest;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use tokio::sync::Mutex;
-use zbus::{fdo, message::Header, names::UniqueName, object_server::SignalEmitter};
+use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
+pub use self::callers::Trust;
+use self::{acme::AcmeFace, callers::Callers, guest::GuestFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -20,73 +20,41 @@ use crate::{
     spec::name::InstanceId,
 };
 
-/// Who may speak: on the bus, callers are told apart by their Unix user; a peer on a private socket (in tests) is who it says it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trust {
-    /// root may ask anything; this user may ask on behalf of keys.
-    Users {
-        door: u32,
-    },
-    Peer,
-}
-
 /// The object that is served.
-#[derive(Clone)]
 pub struct Face {
     handle: Handle,
-    trust: Trust,
+    callers: Arc<Callers>,
     version: String,
     hypervisor: String,
     domain: String,
-    /// Unix users of callers, by unique name: a name is never used twice on one bus.
-    users: Arc<Mutex<HashMap<String, u32>>>,
 }
 
 impl Face {
     /// A face for a running agent.
     pub fn new(handle: Handle, trust: Trust, hypervisor: String, domain: String) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { handle, trust, version, hypervisor, domain, users: Arc::default() }
+        Self { handle, callers: Arc::new(Callers::new(trust)), version, hypervisor, domain }
     }
 
-    /// Refuses callers that may not speak for `who`.
     async fn check(&self, header: &Header<'_>, connection: &zbus::Connection, who: &str) -> Result<(), Refusal> {
-        let Trust::Users { door } = self.trust else { return Ok(()) };
-        let sender = header.sender().ok_or_else(|| Refusal::Denied("a call without a sender".to_owned()))?;
-        match self.user(connection, sender).await? {
-            0 => Ok(()),
-            user if user == door && !who.is_empty() => Ok(()),
-            user if user == door => Err(Refusal::Denied("only root may ask this".to_owned())),
-            user => Err(Refusal::Denied(format!("user {user} may not ask the agent"))),
-        }
-    }
-
-    async fn user(&self, connection: &zbus::Connection, sender: &UniqueName<'_>) -> Result<u32, Refusal> {
-        let mut users = self.users.lock().await;
-        if let Some(user) = users.get(sender.as_str()) {
-            return Ok(*user);
-        }
-        let bus = fdo::DBusProxy::new(connection).await.map_err(Refusal::ZBus)?;
-        let user = bus.get_connection_unix_user(sender.clone().into()).await;
-        let user = user.map_err(|error| Refusal::Denied(format!("the bus does not know the caller: {error}")))?;
-        if users.len() >= 1024 {
-            users.clear();
-        }
-        users.insert(sender.to_string(), user);
-        Ok(user)
+        self.callers.check(header, connection, who).await
     }
 
     async fn text(&self, request: Request) -> Result<String, Refusal> {
         match self.handle.ask(request).await? {
             Reply::Text(text) => Ok(text),
-            Reply::Pipe(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
+            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
+                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
+            }
         }
     }
 
     async fn pipe(&self, request: Request) -> Result<zbus::OwnedFd, Refusal> {
         match self.handle.ask(request).await? {
             Reply::Pipe(fd) => Ok(fd.into()),
-            Reply::Text(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a pipe".to_owned())),
+            Reply::Text(_) | Reply::Way(..) | Reply::Nothing => {
+                Err(Refusal::Failed("this is a bug in Seed: not a pipe".to_owned()))
+            }
         }
     }
 }
@@ -282,7 +250,9 @@ impl InstanceFace {
         }
         match self.handle.ask(Request::Restart { who: String::new(), instance: self.id.to_string() }).await? {
             Reply::Text(job) => Ok(job),
-            Reply::Pipe(_) | Reply::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
+            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
+                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
+            }
         }
     }
 
@@ -325,8 +295,10 @@ fn instance_path(id: &InstanceId) -> String {
 /// Serves the agent on the system bus under its well-known name.
 pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
     let handle = face.handle.clone();
-    let acme = acme::AcmeFace(face.clone());
-    let connection = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, acme).name(NAME).build().await?;
+    let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let acme = AcmeFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let bus = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, acme);
+    let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
 }

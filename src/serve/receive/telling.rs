@@ -68,8 +68,9 @@ impl<W: AsyncWrite + Unpin> Telling<'_, W> {
     async fn notes(&mut self, opened: &Opened, pushed: &Pushed) {
         let (name, ssh) = (&self.push.name, &self.push.ssh);
         if opened.created {
-            self.say(&format!("{name} is a new repository, and your key owns it. Anyone can read it;")).await;
-            self.say("list more keys in .authorized_keys at its top to let them push.").await;
+            self.say(&format!("{name} is a new repository, and your key owns it. Anyone can read it; to change that:")).await;
+            self.say(&format!("    {ssh} repo visibility {name} private")).await;
+            self.say("List more keys in .authorized_keys at its top to let them push.").await;
         }
         // How to plant is told in our words: only the door knows how it was reached.
         let how_to_plant = |note: &&String| note.contains("plant silo:");
