@@ -23,6 +23,7 @@ pub mod resolve;
 #[cfg(test)]
 pub mod samples;
 pub mod status;
+pub mod zone;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,13 +42,13 @@ use self::{
 };
 use crate::{
     build::{Builder, source::Reader},
-    bus::{Refusal, Zone},
+    bus::{Refusal, ZoneEntry},
     host::{Host, HostError},
     plan::Observed,
     render::{self, Layout},
     spec::{
         desired::{Deployment, Desired, Wanted},
-        name::{InstanceId, Namespace},
+        name::{InstanceId, InstanceName, Namespace},
     },
     state::{Ask, Batch, Change, Memory, State, StateError},
 };
@@ -133,14 +134,14 @@ pub struct Agent<H, S, B> {
     queued: BTreeMap<Namespace, Queued>,
     deploying: BTreeMap<Namespace, Job>,
     lanes: Lanes,
-    zone: watch::Sender<Arc<Zone>>,
+    zone: watch::Sender<zone::Book>,
 }
 
 /// How the bus and tests speak with a running agent.
 #[derive(Clone)]
 pub struct Handle {
     events: mpsc::Sender<Event>,
-    pub zone: watch::Receiver<Arc<Zone>>,
+    pub zone: watch::Receiver<zone::Book>,
 }
 
 impl Handle {
@@ -165,7 +166,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let memory = state.load().await?;
         let (events, inbox) = mpsc::channel(1024);
         let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0) });
-        let zone = watch::Sender::new(Arc::new(Zone::default()));
+        let zone = watch::Sender::new(zone::Book::default());
         let handle = Handle { events, zone: zone.subscribe() };
         let agent = Self {
             shared,
@@ -261,9 +262,22 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Tells the DNS door what there is now.
     fn publish_zone(&self) {
         let settings = &self.shared.settings;
-        let serial = self.zone.borrow().serial.max(now() as u32).wrapping_add(1);
-        let zone = render::zone::zone(&self.desired(), &settings.layout, &settings.host4, &settings.host6, serial);
-        self.zone.send_replace(Arc::new(zone));
+        let serial = zone::next(self.zone.borrow().zone().serial, now());
+        let mut zone = render::zone::zone(&self.desired(), &settings.layout, &settings.host4, &settings.host6, serial);
+        zone.challenges = self.memory.acme.challenges();
+        self.zone.send_modify(|book| book.begin(zone));
+    }
+
+    /// Tells the DNS door what there is now of one namespace.
+    fn publish_namespace(&self, namespace: &Namespace) {
+        let names = self.memory.wants.get(namespace).into_iter().flat_map(|deployment| deployment.instances.keys());
+        let entry = |name: &InstanceName| {
+            let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
+            let lease = self.memory.leases.get(&id).copied()?;
+            Some((name.to_string(), render::zone::entry(&id, lease, &self.shared.settings.layout)))
+        };
+        let instances: BTreeMap<String, ZoneEntry> = names.filter_map(entry).collect();
+        self.zone.send_if_modified(|book| book.namespace(namespace.as_str(), now(), &instances));
     }
 
     /// Remembers a deployment as the one that is to run, hands out leases, and asks for a pass.
@@ -297,7 +311,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             new.instances.keys().chain(old.iter().flat_map(|old| old.instances.keys())).cloned().map(id).collect();
         batch.push(Change::Want(namespace.clone(), Some(new)));
         self.commit(batch).await?;
-        self.publish_zone();
+        self.publish_namespace(namespace);
         let settled = ids.into_iter().map(|id| self.lanes.wait_for(id)).collect();
         self.look();
         Ok(settled)

@@ -33,7 +33,6 @@ pub enum Request {
     NewInvite { uses: u32, expires_secs: u64, note: String },
     ListInvites,
     RevokeInvite { id: String },
-    Zone,
     Acme(acme::Request),
 }
 
@@ -90,7 +89,6 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
             Request::Acme(request) => self.acme(request).await,
-            Request::Zone => Ok(json(&**self.zone.borrow())),
         };
         // Who has stopped waiting does not care.
         drop(answer.send(reply));

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod guest;
 
-pub use crate::render::zone::{Zone, ZoneEntry};
+pub use crate::render::zone::{Zone, ZoneChange, ZoneEntry};
 
 /// The well-known name of the agent, and the interface of its object.
 pub const NAME: &str = "farm.loom.Seed1";
@@ -50,9 +50,10 @@ pub trait Seed {
     fn revoke_invite(&self, id: &str) -> zbus::Result<()>;
     /// What the DNS server answers from: a [`Zone`].
     fn zone(&self) -> zbus::Result<String>;
-    /// The zone has changed; `serial` is the new one.
+    /// The zone has changed; `serial` is the new one, and `change` a [`ZoneChange`]. Who has another zone than that which it is a change
+    /// of asks for the whole; so does everybody if `change` is empty.
     #[zbus(signal)]
-    fn zone_changed(&self, serial: u32) -> zbus::Result<()>;
+    fn zone_changed(&self, serial: u32, change: &str) -> zbus::Result<()>;
     /// The version of the agent.
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> zbus::Result<String>;

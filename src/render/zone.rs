@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Layout;
 use crate::spec::{
+    address::Lease,
     desired::Desired,
     name::{Domain, InstanceId, Namespace},
 };
@@ -24,6 +25,55 @@ pub struct Zone {
     pub host6: Vec<Ipv6Addr>,
     /// By namespace, then instance.
     pub namespaces: BTreeMap<String, BTreeMap<String, ZoneEntry>>,
+    /// TXT records that prove to a certificate authority that a name is ours, while it looks: full name without a final dot
+    /// (`_acme-challenge.web.<ns>.<domain>`), and what it is to say.
+    #[serde(default)]
+    pub challenges: BTreeMap<String, Vec<String>>,
+}
+
+/// What has changed from one serial to the next; its size is that of the change, not of the zone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneChange {
+    /// The serial of the zone that this is a change of.
+    pub from: u32,
+    pub serial: u32,
+    /// By `<namespace>/<instance>`; `None`: it is gone.
+    #[serde(default)]
+    pub instances: BTreeMap<String, Option<ZoneEntry>>,
+    /// By full name, whole; empty: it is gone.
+    #[serde(default)]
+    pub challenges: BTreeMap<String, Vec<String>>,
+}
+
+impl Zone {
+    /// Makes a change. It must be one of this zone's serial.
+    pub fn apply(&mut self, change: &ZoneChange) {
+        self.serial = change.serial;
+        for (id, entry) in &change.instances {
+            let Some((namespace, name)) = id.split_once('/') else { continue };
+            match entry {
+                Some(entry) => {
+                    self.namespaces.entry(namespace.to_owned()).or_default().insert(name.to_owned(), entry.clone());
+                }
+                None => {
+                    if let Some(instances) = self.namespaces.get_mut(namespace) {
+                        instances.remove(name);
+                        if instances.is_empty() {
+                            self.namespaces.remove(namespace);
+                        }
+                    }
+                }
+            }
+        }
+        for (name, texts) in &change.challenges {
+            if texts.is_empty() {
+                self.challenges.remove(name);
+            } else {
+                self.challenges.insert(name.clone(), texts.clone());
+            }
+        }
+    }
 }
 
 /// The addresses of one instance.
@@ -38,11 +88,22 @@ pub struct ZoneEntry {
 pub fn zone(desired: &Desired, layout: &Layout, host4: &[Ipv4Addr], host6: &[Ipv6Addr], serial: u32) -> Zone {
     let mut namespaces: BTreeMap<String, BTreeMap<String, ZoneEntry>> = BTreeMap::new();
     for (id, wanted) in &desired.instances {
-        let address = layout.addressing.of(id, wanted.lease);
-        let entry = ZoneEntry { ipv4: address.v4, ipv6: address.v6 };
-        namespaces.entry(id.namespace.to_string()).or_default().insert(id.name.to_string(), entry);
+        namespaces.entry(id.namespace.to_string()).or_default().insert(id.name.to_string(), entry(id, wanted.lease, layout));
     }
-    Zone { serial, domain: layout.domain.to_string(), host4: host4.to_vec(), host6: host6.to_vec(), namespaces }
+    Zone {
+        serial,
+        domain: layout.domain.to_string(),
+        host4: host4.to_vec(),
+        host6: host6.to_vec(),
+        namespaces,
+        challenges: BTreeMap::new(),
+    }
+}
+
+/// The addresses of an instance that holds a lease.
+pub fn entry(id: &InstanceId, lease: Lease, layout: &Layout) -> ZoneEntry {
+    let address = layout.addressing.of(id, lease);
+    ZoneEntry { ipv4: address.v4, ipv6: address.v6 }
 }
 
 /// What the names of a namespace end in: `<namespace>.<domain>`.
@@ -70,5 +131,30 @@ mod tests {
         let entry = &zone.namespaces["s-gaydazldmnsg"]["web"];
         assert_eq!((entry.ipv4, entry.ipv6), (address.v4, address.v6));
         assert_eq!(fqdn(&id, &layout.domain), "web.s-gaydazldmnsg.seed.example");
+    }
+    #[test]
+    fn a_change_leaves_nothing_behind() {
+        let layout = samples::layout();
+        let empty = zone(&Desired::default(), &layout, &[], &[], 7);
+        let mut one = empty.clone();
+        let entry = ZoneEntry { ipv4: [10, 88, 0, 2].into(), ipv6: "fd5e::2".parse().unwrap() };
+        let name = "_acme-challenge.web.s-aaaaaaaaaaaa.seed.example".to_owned();
+        one.apply(&ZoneChange {
+            from: 7,
+            serial: 8,
+            instances: [("s-aaaaaaaaaaaa/web".to_owned(), Some(entry.clone()))].into(),
+            challenges: [(name.clone(), vec!["proof".to_owned()])].into(),
+        });
+        assert_eq!(
+            (&one.namespaces["s-aaaaaaaaaaaa"]["web"], &one.challenges[&name], one.serial),
+            (&entry, &vec!["proof".to_owned()], 8)
+        );
+        one.apply(&ZoneChange {
+            from: 8,
+            serial: 9,
+            instances: [("s-aaaaaaaaaaaa/web".to_owned(), None)].into(),
+            challenges: [(name, vec![])].into(),
+        });
+        assert_eq!(one, Zone { serial: 9, ..empty });
     }
 }

@@ -82,7 +82,7 @@ async fn change(world: &World, zone: Zone) {
     let serial = zone.serial;
     world.agent.told().zone = zone;
     let emitter = world.agent_bus.object_server().interface::<_, crate::support::Agent>(seed::bus::PATH).await.unwrap();
-    crate::support::Agent::zone_changed(emitter.signal_emitter(), serial).await.unwrap();
+    crate::support::Agent::zone_changed(emitter.signal_emitter(), serial, "").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -181,7 +181,7 @@ impl Agent {
         serde_json::to_string(&self.told().zone).unwrap()
     }
     #[zbus(signal)]
-    pub async fn zone_changed(emitter: &zbus::object_server::SignalEmitter<'_>, serial: u32) -> zbus::Result<()>;
+    pub async fn zone_changed(emitter: &zbus::object_server::SignalEmitter<'_>, serial: u32, change: &str) -> zbus::Result<()>;
     #[zbus(property)]
     fn version(&self) -> String {
         "test".into()

@@ -98,8 +98,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         self.commit(batch).await?;
         // Nothing of this is rendered into units.
         self.target = target;
-        if self.memory.acme.challenges() != before {
-            self.publish_zone();
+        let after = self.memory.acme.challenges();
+        for name in before.keys().chain(after.keys()) {
+            let texts = after.get(name).cloned().unwrap_or_default();
+            self.zone.send_if_modified(|book| book.challenge(name, now(), texts));
         }
         Ok(())
     }

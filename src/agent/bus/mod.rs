@@ -5,7 +5,10 @@ mod acme;
 mod callers;
 mod guest;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
@@ -16,7 +19,7 @@ use super::{
     request::{Reply, Request},
 };
 use crate::{
-    bus::{NAME, PATH, Refusal, Zone, ZoneEntry},
+    bus::{NAME, PATH, Refusal, Zone, ZoneChange, ZoneEntry},
     spec::name::InstanceId,
 };
 
@@ -205,11 +208,12 @@ impl Face {
     ) -> Result<String, Refusal> {
         // The zone is public; who asks must still be one of the two users.
         self.check(&header, connection, "anybody").await?;
-        self.text(Request::Zone).await
+        // Not by way of the loop, which may be writing to the disk.
+        serde_json::to_string(self.handle.zone.borrow().zone()).map_err(|error| Refusal::Failed(error.to_string()))
     }
 
     #[zbus(signal)]
-    async fn zone_changed(emitter: &SignalEmitter<'_>, serial: u32) -> zbus::Result<()>;
+    async fn zone_changed(emitter: &SignalEmitter<'_>, serial: u32, change: &str) -> zbus::Result<()>;
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> &str {
@@ -303,18 +307,30 @@ pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
     Ok(connection)
 }
 
-/// Keeps the objects of the instances, and emits `ZoneChanged` whenever the zone has changed.
+/// Emits `ZoneChanged` whenever the zone has changed, with what has, and keeps the objects of the instances.
 pub async fn announce(connection: zbus::Connection, handle: Handle) {
     let Ok(emitter) = SignalEmitter::new(&connection, PATH) else { return };
     let mut zone = handle.zone.clone();
-    let mut shown: BTreeMap<InstanceId, ZoneEntry> = BTreeMap::new();
+    let mut shown: BTreeSet<InstanceId> = BTreeSet::new();
+    let mut last = 0;
     loop {
-        let now = zone.borrow_and_update().clone();
-        if let Err(error) = show_instances(&connection, &handle, &now, &mut shown).await {
-            tracing::warn!(%error, "could not show the instances on the bus");
-        }
-        if let Err(error) = Face::zone_changed(&emitter, now.serial).await {
+        let (serial, changes, whole) = {
+            let book = zone.borrow_and_update();
+            let changes = book.since(last);
+            let whole = changes.is_none().then(|| instances(book.zone()));
+            (book.zone().serial, changes, whole)
+        };
+        last = serial;
+        // What answers comes first, what is looked at after it.
+        if let Err(error) = tell(&emitter, serial, changes.as_deref()).await {
             tracing::warn!(%error, "could not announce the zone");
+        }
+        let (gone, new) = match (whole, changes) {
+            (Some(whole), _) => (shown.iter().cloned().collect(), whole),
+            (None, changes) => news(&changes.unwrap_or_default()),
+        };
+        if let Err(error) = show_instances(&connection, &handle, &gone, new, &mut shown).await {
+            tracing::warn!(%error, "could not show the instances on the bus");
         }
         if zone.changed().await.is_err() {
             return;
@@ -322,34 +338,55 @@ pub async fn announce(connection: zbus::Connection, handle: Handle) {
     }
 }
 
-/// Brings the objects of instances in line with the zone, which has them all.
+async fn tell(emitter: &SignalEmitter<'_>, serial: u32, changes: Option<&[Arc<ZoneChange>]>) -> zbus::Result<()> {
+    let Some(changes) = changes else { return Face::zone_changed(emitter, serial, "").await };
+    for change in changes {
+        let text = serde_json::to_string(&**change).map_err(|error| zbus::Error::Failure(error.to_string()))?;
+        Face::zone_changed(emitter, change.serial, &text).await?;
+    }
+    Ok(())
+}
+
+type Shown = Vec<(InstanceId, ZoneEntry)>;
+
+fn instances(zone: &Zone) -> Shown {
+    let all = zone.namespaces.iter().flat_map(|(namespace, instances)| {
+        instances.iter().map(move |(name, entry)| (format!("{namespace}/{name}"), entry.clone()))
+    });
+    all.filter_map(|(id, entry)| Some((id.parse().ok()?, entry))).collect()
+}
+
+/// The instances that changes take away or have changed, and those that there are instead.
+fn news(changes: &[Arc<ZoneChange>]) -> (Vec<InstanceId>, Shown) {
+    let mut last: BTreeMap<InstanceId, Option<ZoneEntry>> = BTreeMap::new();
+    for (id, entry) in changes.iter().flat_map(|change| &change.instances) {
+        if let Ok(id) = id.parse() {
+            last.insert(id, entry.clone());
+        }
+    }
+    let gone = last.keys().cloned().collect();
+    (gone, last.into_iter().filter_map(|(id, entry)| Some((id, entry?))).collect())
+}
+
+/// Takes away the objects of some instances, and puts up others.
 async fn show_instances(
     connection: &zbus::Connection,
     handle: &Handle,
-    zone: &Zone,
-    shown: &mut BTreeMap<InstanceId, ZoneEntry>,
+    gone: &[InstanceId],
+    new: Shown,
+    shown: &mut BTreeSet<InstanceId>,
 ) -> zbus::Result<()> {
-    let mut wanted: BTreeMap<InstanceId, ZoneEntry> = BTreeMap::new();
-    for (namespace, instances) in &zone.namespaces {
-        for (name, entry) in instances {
-            if let Ok(id) = format!("{namespace}/{name}").parse() {
-                wanted.insert(id, entry.clone());
-            }
-        }
-    }
+    let domain = handle.zone.borrow().zone().domain.clone();
     let server = connection.object_server();
-    let gone: Vec<InstanceId> = shown.keys().filter(|id| wanted.get(*id) != shown.get(*id)).cloned().collect();
     for id in gone {
-        shown.remove(&id);
-        server.remove::<InstanceFace, _>(instance_path(&id)).await?;
-    }
-    for (id, entry) in wanted {
-        if shown.contains_key(&id) {
-            continue;
+        if shown.remove(id) {
+            server.remove::<InstanceFace, _>(instance_path(id)).await?;
         }
-        let face = InstanceFace { id: id.clone(), entry: entry.clone(), domain: zone.domain.clone(), handle: handle.clone() };
+    }
+    for (id, entry) in new {
+        let face = InstanceFace { id: id.clone(), entry, domain: domain.clone(), handle: handle.clone() };
         server.at(instance_path(&id), face).await?;
-        shown.insert(id, entry);
+        shown.insert(id);
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use hickory_proto::{
     op::{Edns, Message, OpCode, Query, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, AAAA, HINFO, NS, SOA},
+        rdata::{A, AAAA, HINFO, NS, SOA, TXT},
     },
 };
 
@@ -116,6 +116,8 @@ enum Found<'a> {
     /// A namespace: there is something below it.
     Empty,
     Instance(&'a ZoneEntry),
+    /// A proof for a certificate authority.
+    Texts(&'a [String]),
     Nothing,
 }
 
@@ -152,11 +154,22 @@ fn resolve(view: &View, owner: Option<&str>, query: &Query, answer: &mut Message
     answer.metadata.authoritative = true;
     let below = &labels[..labels.len() - usize::from(domain.num_labels())];
     let zone = &view.zone;
-    match find(view, below) {
+    let challenge = || zone.challenges.get(name.to_ascii().trim_end_matches('.'));
+    let found = match find(view, below) {
+        Found::Nothing => challenge().map_or(Found::Nothing, |texts| Found::Texts(texts)),
+        found => found,
+    };
+    match found {
         Found::Nothing => answer.metadata.response_code = ResponseCode::NXDomain,
         Found::Empty => {}
         Found::Instance(entry) => addresses(answer, query, &[entry.ipv4], &[entry.ipv6], TTL),
         Found::Host => addresses(answer, query, &zone.host4, &zone.host6, HOST_TTL),
+        Found::Texts(texts) => {
+            if query.query_type() == RecordType::TXT {
+                let record = |text: &String| Record::from_rdata(query.name().clone(), 0, RData::TXT(TXT::new(vec![text.clone()])));
+                answer.answers.extend(texts.iter().map(record));
+            }
+        }
         Found::Apex => match query.query_type() {
             RecordType::SOA => answer.answers.push(soa(view, query.name())),
             RecordType::NS => {
