@@ -251,9 +251,22 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     settings.max_pack = config.ssh.max_pack;
     settings.upstream = config.upstream_dns();
     settings.ssh_port = Some(config.ssh.port);
+    settings.acme = acme(&config);
     let bus = zbus::Connection::system().await.context("could not reach the system bus")?;
     let agent = SeedProxy::builder(&bus).build().await.context("could not reach the system bus")?;
     Ok(serve::run(settings, agent, sockets).await?)
+}
+
+/// What the ACME door needs of the configuration.
+fn acme(config: &Config) -> serve::acme::Settings {
+    let ca = config.acme.directory.clone().map(|directory| serve::acme::Ca {
+        directory,
+        email: config.acme.email.clone(),
+        binding: config.acme.eab_kid.clone().zip(config.acme.eab_key_file.clone()),
+        root: config.acme.ca_root.clone(),
+        account: config.acme_directory(),
+    });
+    serve::acme::Settings { instances: vec![config.network.pool4.into(), config.network.pool6.into()], ca }
 }
 
 /// Runs a verb as the operator, over the bus. It prints its own errors.

@@ -54,13 +54,15 @@ pub enum Question {
         account: String,
         id: String,
     },
-    /// `csr` is DER in base64url; `key` the hash of its public key, `names` its names, as the door read them.
+    /// `csr` is DER in base64url; `key` the hash of its public key, `names` its names, as the door read them; `quiet` the seconds for
+    /// which the CA wants to be left alone.
     Finalize {
         account: String,
         id: String,
         csr: String,
         key: String,
         names: BTreeSet<String>,
+        quiet: Option<u64>,
     },
     Certificate {
         account: String,

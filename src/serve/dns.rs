@@ -59,6 +59,11 @@ impl View {
         });
         Self { zone, domain, owners }
     }
+
+    /// What a CA that looks at this name is answered with.
+    pub(super) fn challenge(&self, name: &str) -> &[String] {
+        self.zone.challenges.get(name).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Keeps the zone as the agent says. Returns when the bus is gone.

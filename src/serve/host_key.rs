@@ -29,7 +29,7 @@ pub(super) fn load_or_make(path: &Path) -> Result<PrivateKey, ServeError> {
     }
 }
 
-fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
+pub(super) fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
     let new = path.with_extension("new");

@@ -4,6 +4,7 @@
 //! While the agent is away the doors stay open: clones go on, DNS answers from the last zone, and who needs the agent is told so.
 #![allow(clippy::disallowed_methods, reason = "this room talks to the world and keeps repositories")]
 
+pub mod acme;
 pub mod ask;
 pub mod command;
 mod crowd;
@@ -25,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::sockets::Sockets;
 use crate::{
-    bus::SeedProxy,
+    bus::{SeedProxy, acme::AcmeProxy},
     spec::{name::Domain, quantity::Bytes},
 };
 
@@ -46,6 +47,8 @@ pub struct Settings {
     pub max_pack: Bytes,
     /// Where questions of instances about other people's names go. Empty: they are refused.
     pub upstream: Vec<SocketAddr>,
+    /// The ACME door.
+    pub acme: acme::Settings,
     /// How long a stranger may take to prove a key.
     pub auth_timeout: Duration,
     /// How long a stop waits for pushes that the agent has not heard of yet.
@@ -63,6 +66,7 @@ impl Settings {
             git: "/usr/bin/git".into(),
             max_pack: Bytes(2 << 30),
             upstream: Vec::new(),
+            acme: acme::Settings::default(),
             auth_timeout: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(20),
         }
@@ -141,13 +145,19 @@ pub async fn run_until(
     });
 
     let (zone, watched) = watch::channel(Arc::default());
-    let mut zone_kept = tokio::spawn(dns::keep_zone(agent, zone));
+    let mut zone_kept = tokio::spawn(dns::keep_zone(agent.clone(), zone));
     let listeners = TaskTracker::new();
     listeners.spawn(stoppable(stopping.clone(), unheard::tell(Arc::clone(&doors), unheard)));
     let crowd = Arc::new(crowd::Crowd::default());
     let config = Arc::new(ssh::config(key));
     for listener in sockets.ssh {
         listeners.spawn(ssh::listen(Arc::clone(&doors), Arc::clone(&config), Arc::clone(&crowd), listener));
+    }
+    let certificates = AcmeProxy::new(agent.inner().connection()).await.map_err(|error| ServeError::Bus(Some(error)))?;
+    let certificates = acme::Door::new(doors.settings.acme.clone(), certificates, watched.clone());
+    listeners.spawn(stoppable(stopping.clone(), Arc::clone(&certificates).issue()));
+    for listener in sockets.acme {
+        listeners.spawn(stoppable(stopping.clone(), acme::listen(Arc::clone(&certificates), listener)));
     }
     let names = Arc::new(dns::Names::new(watched, doors.settings.upstream.clone()));
     for socket in sockets.dns_udp {

@@ -7,6 +7,8 @@ mod arguments;
 mod help;
 mod show;
 
+pub(super) use show::instant;
+
 use futures_util::StreamExt;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 

@@ -15,6 +15,8 @@ pub struct Sockets {
     pub dns_udp: Vec<UdpSocket>,
     /// `dns-tcp`
     pub dns_tcp: Vec<TcpListener>,
+    /// `acme`: TCP
+    pub acme: Vec<TcpListener>,
 }
 
 impl Sockets {
@@ -31,8 +33,9 @@ impl Sockets {
             let result = match name.as_str() {
                 "ssh" => tcp(fd).map(|listener| sockets.ssh.push(listener)),
                 "dns-tcp" => tcp(fd).map(|listener| sockets.dns_tcp.push(listener)),
+                "acme" => tcp(fd).map(|listener| sockets.acme.push(listener)),
                 "dns-udp" => udp(fd).map(|socket| sockets.dns_udp.push(socket)),
-                _ => Err(std::io::Error::other("no door has this name: there are ssh, dns-udp and dns-tcp")),
+                _ => Err(std::io::Error::other("no door has this name: there are ssh, dns-udp, dns-tcp and acme")),
             };
             result.map_err(|error| failed(&name, error))?;
         }

@@ -296,7 +296,7 @@ impl World {
                 break (udp, tcp);
             }
         };
-        let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp] };
+        let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp], acme: vec![] };
         let proxy = SeedProxy::new(&bus).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let settings = self.settings.clone();

@@ -66,7 +66,10 @@ impl Case<'_> {
             }
             Question::NewOrder { account, names, replaces } => self.new_order(&account, names, replaces),
             Question::Order { account, id } => Ok((Told::Order(self.order(&account, &id)?.clone()), Batch::new())),
-            Question::Finalize { account, id, csr, key, names } => self.finalize(&account, &id, csr, key, &names),
+            Question::Finalize { account, id, csr, key, names, quiet } => {
+                let work = Work { csr, key, upstream: None, challenges: BTreeMap::new() };
+                self.finalize(&account, &id, work, &names, quiet)
+            }
             Question::Certificate { account, id } => {
                 self.account(&account)?;
                 self.certificate(|certificate| certificate.id == id)
@@ -172,13 +175,13 @@ impl Case<'_> {
         found.ok_or_else(|| Problem::new(404, "malformed", "this account has no such order, or it has expired: order again"))
     }
 
-    fn finalize(&self, account: &str, id: &str, csr: String, key: String, names: &BTreeSet<String>) -> Answer {
+    fn finalize(&self, account: &str, id: &str, asked: Work, names: &BTreeSet<String>, quiet: Option<u64>) -> Answer {
         let mut order = self.order(account, id)?.clone();
         match &order.stage {
             Stage::Ready => {}
             // The client has not heard the first answer.
-            Stage::Working(work) if work.csr == csr => return Ok((Told::Order(order), Batch::new())),
-            Stage::Valid(certificate) if self.ledger.certificates.get(certificate).is_some_and(|known| known.key == key) => {
+            Stage::Working(work) if work.csr == asked.csr => return Ok((Told::Order(order), Batch::new())),
+            Stage::Valid(certificate) if self.ledger.certificates.get(certificate).is_some_and(|known| known.key == asked.key) => {
                 return Ok((Told::Order(order), Batch::new()));
             }
             _ => return Err(Problem::new(403, "orderNotReady", "the order was finalized before: order again")),
@@ -191,15 +194,18 @@ impl Case<'_> {
             return Err(Problem::new(400, "badCSR", detail));
         }
         let fits = |known: &&crate::spec::acme::Certificate| {
-            known.instance == *self.instance && known.key == key && known.names == order.names && known.is_fresh(self.now)
+            known.instance == *self.instance && known.key == asked.key && known.names == order.names && known.is_fresh(self.now)
         };
         if let Some(known) = self.ledger.certificates.values().filter(fits).max_by_key(|known| known.not_after) {
             order.stage = Stage::Valid(known.id.clone());
         } else {
+            if let Some(secs) = quiet {
+                return Err(Problem::limited("the CA wants this host to wait", secs));
+            }
             budget::check(self.ledger, self.instance, names, self.limits, self.now)?;
             order.begun = Some(self.now);
             order.renewal = budget::is_renewal(self.ledger, names);
-            order.stage = Stage::Working(Work { csr, key, upstream: None, challenges: BTreeMap::new() });
+            order.stage = Stage::Working(asked);
         }
         Ok((Told::Order(order.clone()), vec![Change::AcmeOrder(order.id.clone(), Some(order))]))
     }

@@ -24,6 +24,7 @@ use crate::{
 };
 
 /// The object that is served.
+#[derive(Clone)]
 pub struct Face {
     handle: Handle,
     callers: Arc<Callers>,
@@ -298,10 +299,15 @@ fn instance_path(id: &InstanceId) -> String {
 
 /// Serves the agent on the system bus under its well-known name.
 pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
+    serve_on(zbus::connection::Builder::system(), face).await
+}
+
+/// The same on any bus.
+pub async fn serve_on(bus: zbus::connection::Builder<'_>, face: Face) -> zbus::Result<zbus::Connection> {
     let handle = face.handle.clone();
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let acme = AcmeFace { handle: face.handle.clone(), callers: face.callers.clone() };
-    let bus = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, acme);
+    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, acme);
     let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
