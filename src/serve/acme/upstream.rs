@@ -150,6 +150,8 @@ impl Issuer {
             Arc::clone(slots.entry(namespace).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE_OF_ONE))))
         };
         let mut pause = Duration::from_secs(1);
+        // What an earlier life has begun may have failed because the CA looked while nobody answered.
+        let mut inherited = matches!(&order.stage, Stage::Working(work) if work.upstream.is_some());
         for attempt in 1..=ATTEMPTS {
             let result = {
                 let Ok(_own) = own.acquire().await else { return };
@@ -158,6 +160,12 @@ impl Issuer {
             };
             let why = match result {
                 Ok(Ok(())) => return,
+                Ok(Err(Trouble::Final(problem))) if std::mem::take(&mut inherited) && problem.kind != "rateLimited" => {
+                    if let Stage::Working(work) = &mut order.stage {
+                        work.upstream = None;
+                    }
+                    problem.to_string()
+                }
                 Ok(Err(Trouble::Final(problem))) => return self.fail(&order, problem).await,
                 Ok(Err(Trouble::Gone(why))) => return tracing::info!(order = order.id, why, "gave up an order"),
                 Ok(Err(Trouble::Passing(why))) => why,
@@ -290,7 +298,11 @@ impl Issuer {
             let value = challenge.key_authorization().dns_value();
             self.report(&Report::Challenge { order: order.id.clone(), name: name.clone(), value: value.clone() }).await?;
             self.visible(&name, &value).await?;
-            challenge.set_ready().await.map_err(|error| self.trouble(error))?;
+            match challenge.set_ready().await {
+                // An earlier life has said so already; how it went is seen of the order.
+                Err(Error::Api(problem)) if is(&problem, "malformed") => {}
+                told => told.map_err(|error| self.trouble(error))?,
+            }
         }
         Ok(())
     }
