@@ -88,19 +88,15 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         tokio::spawn(async move {
             let path = shared.settings.repositories.join(format!("{name}.git"));
             let reader = &shared.settings.reader;
-            let read = async {
-                let (branch, head) = reader.default_branch(&path).await?;
-                let keys = match commit {
-                    Some((reference, commit)) if reference == branch => {
-                        reader.authorized_keys(&path, &commit).await.map_err(|error| chain(&error))
-                    }
-                    _ => Ok(None),
-                };
-                Ok::<_, source::SourceError>(Read { branch, head, keys })
+            let read = match commit {
+                Some((reference, commit)) => reader.pushed(&path, reference, commit).await,
+                None => reader.head(&path).await,
             };
-            match read.await {
+            match read {
                 // The loop being gone means that the agent stops.
-                Ok(read) => drop(shared.events.send(Event::Read(request, read, answer)).await),
+                Ok(source::Head { branch, commit, keys }) => {
+                    drop(shared.events.send(Event::Read(request, Read { branch, head: commit, keys }, answer)).await)
+                }
                 Err(error) => drop(answer.send(Err(Refusal::Failed(chain(&error))))),
             }
         });

@@ -51,16 +51,21 @@ pub enum Reader {
 pub enum Question {
     /// The branch that HEAD names, and the commit it is at: JSON.
     Head,
-    /// The text of `.authorized_keys`: JSON.
-    Keys(Commit),
+    /// The same, and the text of the `.authorized_keys` of this commit if this ref is that branch: JSON. One question, because each
+    /// costs a process.
+    Pushed(RefName, Commit),
     /// The tree: a tar archive.
     Export(Commit),
 }
 
-#[derive(Serialize, Deserialize)]
-struct Head {
-    branch: RefName,
-    commit: Option<Commit>,
+/// The default branch of a repository.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Head {
+    pub branch: RefName,
+    /// Where it is; `None` as long as nothing was pushed to it.
+    pub commit: Option<Commit>,
+    /// An error's text if they cannot be read, which is nothing against the rest.
+    pub keys: Result<Option<String>, String>,
 }
 
 impl Question {
@@ -68,7 +73,7 @@ impl Question {
     fn words(&self) -> Vec<&str> {
         match self {
             Self::Head => vec!["head"],
-            Self::Keys(commit) => vec!["keys", commit.as_str()],
+            Self::Pushed(reference, commit) => vec!["pushed", reference.as_str(), commit.as_str()],
             Self::Export(commit) => vec!["export", commit.as_str()],
         }
     }
@@ -77,7 +82,7 @@ impl Question {
     pub fn parse(words: &[String]) -> Option<Self> {
         match words {
             [what] if what == "head" => Some(Self::Head),
-            [what, commit] if what == "keys" => commit.parse().ok().map(Self::Keys),
+            [what, reference, commit] if what == "pushed" => Some(Self::Pushed(reference.parse().ok()?, commit.parse().ok()?)),
             [what, commit] if what == "export" => commit.parse().ok().map(Self::Export),
             _ => None,
         }
@@ -87,8 +92,8 @@ impl Question {
 /// Answers a question about the repository at `path`.
 pub fn answer(path: &Path, question: &Question, out: &mut dyn Write) -> Result<(), SourceError> {
     let json = match question {
-        Question::Head => default_branch(path).map(|(branch, commit)| serde_json::to_vec(&Head { branch, commit }))?,
-        Question::Keys(commit) => authorized_keys(path, commit).map(|text| serde_json::to_vec(&text))?,
+        Question::Head => head(path, None).map(|head| serde_json::to_vec(&head))?,
+        Question::Pushed(reference, commit) => head(path, Some((reference, commit))).map(|head| serde_json::to_vec(&head))?,
         Question::Export(commit) => return export_to(path, commit, out),
     };
     let written = json.map_err(std::io::Error::from).and_then(|json| out.write_all(&json));
@@ -97,14 +102,14 @@ pub fn answer(path: &Path, question: &Question, out: &mut dyn Write) -> Result<(
 
 impl Reader {
     /// The branch that HEAD names, and the commit it is at; `None` for the commit as long as nothing was pushed to it.
-    pub async fn default_branch(&self, path: &Path) -> Result<(RefName, Option<Commit>), SourceError> {
-        let head: Head = self.ask(path, Question::Head).await?;
-        Ok((head.branch, head.commit))
+    pub async fn head(&self, path: &Path) -> Result<Head, SourceError> {
+        self.ask(path, Question::Head).await
     }
 
-    /// The text of `.authorized_keys` in the root of a commit's tree, if there is one.
-    pub async fn authorized_keys(&self, path: &Path, commit: &Commit) -> Result<Option<String>, SourceError> {
-        self.ask(path, Question::Keys(commit.clone())).await
+    /// The branch that HEAD names, the commit it is at, and, if that is the branch that was pushed, the text of `.authorized_keys` in the
+    /// root of the pushed commit's tree, if there is one.
+    pub async fn pushed(&self, path: &Path, reference: RefName, commit: Commit) -> Result<Head, SourceError> {
+        self.ask(path, Question::Pushed(reference, commit)).await
     }
 
     /// Writes a commit's tree to `archive` as an uncompressed tar with the single directory `source/` at its top.
@@ -230,6 +235,15 @@ fn open(path: &Path) -> Result<gix::Repository, SourceError> {
 
 fn read(what: impl Into<String>, path: &Path, reason: impl std::fmt::Display) -> SourceError {
     SourceError::Read { what: what.into(), path: path.to_owned(), reason: reason.to_string() }
+}
+
+fn head(path: &Path, pushed: Option<(&RefName, &Commit)>) -> Result<Head, SourceError> {
+    let (branch, commit) = default_branch(path)?;
+    let keys = match pushed {
+        Some((reference, pushed)) if *reference == branch => authorized_keys(path, pushed).map_err(|error| error.to_string()),
+        _ => Ok(None),
+    };
+    Ok(Head { branch, commit, keys })
 }
 
 /// The branch that HEAD names, and the commit it is at; `None` for the commit as long as nothing was pushed to it.

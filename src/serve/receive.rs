@@ -224,6 +224,8 @@ impl Push {
             "receive.keepAlive=5",
             // Every push is one pack: one file to sync, not one for each object.
             "receive.unpackLimit=1",
+            // It speeds up reads of large packs that hardly happen here, and costs another file to sync.
+            "pack.writeReverseIndex=false",
             "receive.certNonceSeed=",
             "core.fsync=all",
             "core.logAllRefUpdates=false",
@@ -286,6 +288,7 @@ impl Push {
             accepted.iter().filter(|update| !update.deletes()).filter_map(Update::name).filter(RefName::is_branch).collect();
         let first =
             ["main", "master"].iter().find_map(|name| branches.iter().find(|branch| branch.short() == *name)).or(branches.first());
+        let mut directories = vec![path.join("objects/pack")];
         if let (false, Some(branch)) = (born, first)
             && git::default_branch(path).as_ref() != Some(branch)
         {
@@ -294,12 +297,21 @@ impl Push {
             if let Err(why) = git::run(command).await {
                 tracing::error!(name = %self.name, why, "could not set the default branch");
             }
+            directories.push(path.to_owned());
         }
-        let mut directories = vec![path.to_owned(), path.join("objects/pack"), path.join("refs")];
+        let lasting = ["refs/heads", "refs/tags"].map(|name| path.join(name));
         for update in accepted {
             let mut directory = path.join(&update.reference);
+            // The folder that git put the ref into and those above it, which git may have made; heads and tags were always there.
             while directory.pop() && directory.starts_with(path.join("refs")) && !directories.contains(&directory) {
                 directories.push(directory.clone());
+                if lasting.contains(&directory) {
+                    break;
+                }
+            }
+            if update.deletes() {
+                // It may have stood in packed-refs.
+                directories.push(path.to_owned());
             }
         }
         git::sync(directories).await;

@@ -52,7 +52,8 @@ async fn an_unknown_key_sees_help_and_an_empty_world() {
 async fn status_is_a_table_or_the_document() {
     let world = World::new().await;
     world.agent.told().status = status();
-    world.agent.told().owners.insert("my-app".into(), world.key_id("ann").await);
+    let ann = world.key_id("ann").await;
+    world.agent.told().owners.insert("my-app".into(), ann);
     let ran = world.ssh("ann", &["status", "my-app.git"]).await.ok();
     ran.out_has("  INSTANCE  STATE    FOR").out_has("  web       running  ");
     assert!(!ran.out.contains('\x1b'), "no colours without a terminal");
