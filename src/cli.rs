@@ -38,7 +38,7 @@ use crate::{
     config::{self, Config, ConfigError},
     host::{Machine, hypervisor},
     launch,
-    render::Layout,
+    render::{Layout, zone::Apex},
     serve,
     state::sled::SledState,
 };
@@ -71,6 +71,8 @@ enum Verb {
     /// Make, list and revoke invite codes: invite new, invite list, invite revoke ID
     #[command(disable_help_flag = true)]
     Invite(Words),
+    /// Show what the zone above this host's needs to have: name servers, their addresses, and the DS record if this zone is signed
+    Dns(ConfigFlag),
     /// Check a configuration and say every problem with it
     CheckConfig {
         /// The file to check
@@ -136,6 +138,10 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::CheckConfig { file } => {
             Config::load(&file)?;
             println!("{} can be used", file.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Dns(flag) => {
+            print!("{}", delegation(&Config::load(&flag.config)?)?);
             Ok(ExitCode::SUCCESS)
         }
         Verb::Agent(flag) => daemon(&flag.config, agent),
@@ -207,8 +213,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         work,
         parallel: config.build.parallel as usize,
         keep: config.build.keep_generations as usize,
-        host4,
-        host6,
+        apex: Apex { host4, host6, nameservers: config.dns.nameservers.clone(), caa: config.dns.caa.clone() },
         acme: agent::acme::budget::Limits {
             per_week: config.acme.per_week as usize,
             per_namespace_week: config.acme.per_namespace_week as usize,
@@ -241,15 +246,40 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     running.await.context("the agent died")
 }
 
+/// What the zone above is to have of this host's.
+fn delegation(config: &Config) -> anyhow::Result<String> {
+    let key = config.zone_key();
+    let signer = match config.dns.dnssec.then(|| serve::dns::Signer::load(&key)) {
+        Some(signer) => Some(signer.context("the zone is to be signed, but has no key yet: seed-serve.service makes it")?),
+        None => None,
+    };
+    let (host4, host6) = config.public_addresses();
+    let apex = Apex { host4, host6, nameservers: config.dns.nameservers.clone(), caa: Vec::new() };
+    Ok(serve::dns::delegation(&config.domain, &apex, signer.as_ref()))
+}
+
 /// Opens the doors until they are told to close.
 async fn serve(config: Config) -> anyhow::Result<()> {
     let sockets = serve::Sockets::from_systemd()?;
     let found = config::tools::find(&config.paths, &std::env::var("PATH").unwrap_or_default());
     let host_key = config.ssh_directory().join("host_ed25519");
-    let mut settings = serve::Settings::new(config.domain.clone(), config.repositories(), host_key);
+    let addressing = config.addressing();
+    let dns = serve::dns::Settings {
+        near: serve::dns::Near {
+            pool4: config.network.pool4,
+            pool6: config.network.pool6,
+            gateways: vec![addressing.gateway4().into(), addressing.gateway6().into()],
+            inside: config.dns.inside.clone(),
+        },
+        upstream: config.upstream_dns(),
+        rate: config.dns.answers_per_second,
+        zone_key: config.dns.dnssec.then(|| config.zone_key()),
+        secondaries: config.dns.secondaries.clone(),
+        transfer_key: config.dns.transfer_key.clone(),
+    };
+    let mut settings = serve::Settings::new(config.domain.clone(), config.repositories(), host_key, dns);
     settings.git = found.git;
     settings.max_pack = config.ssh.max_pack;
-    settings.upstream = config.upstream_dns();
     settings.ssh_port = Some(config.ssh.port);
     settings.acme = acme(&config);
     let bus = zbus::Connection::system().await.context("could not reach the system bus")?;

@@ -27,7 +27,6 @@ pub mod zone;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -67,9 +66,8 @@ pub struct Settings {
     pub parallel: usize,
     /// How many replaced deployments of a namespace are kept.
     pub keep: usize,
-    /// The host's own public addresses.
-    pub host4: Vec<Ipv4Addr>,
-    pub host6: Vec<Ipv6Addr>,
+    /// What the zone has of the host itself.
+    pub apex: render::zone::Apex,
     /// How often the CA may be asked.
     pub acme: acme::budget::Limits,
     /// `qemu, emulating: /dev/kvm is not there`
@@ -263,7 +261,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     fn publish_zone(&self) {
         let settings = &self.shared.settings;
         let serial = zone::next(self.zone.borrow().zone().serial, now());
-        let mut zone = render::zone::zone(&self.desired(), &settings.layout, &settings.host4, &settings.host6, serial);
+        let mut zone = render::zone::zone(&self.desired(), &settings.layout, &settings.apex, serial);
         zone.challenges = self.memory.acme.challenges();
         self.zone.send_modify(|book| book.begin(zone));
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "this room reads the configuration and looks for programs")]
 
 mod acme;
+mod dns;
 mod reader;
 pub mod tools;
 
@@ -17,6 +18,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use reader::Reader;
 
 pub use acme::Acme;
+pub use dns::Dns;
 pub use reader::Problem;
 
 use crate::{
@@ -33,6 +35,7 @@ pub struct Config {
     /// The zone that the names of instances are in.
     pub domain: Domain,
     pub network: Network,
+    pub dns: Dns,
     pub hypervisor: Hypervisor,
     pub storage: Storage,
     pub build: Build,
@@ -171,6 +174,7 @@ impl Config {
                 // Between what container managers hand out and what systemd gives to foreign disk images: nobody's range.
                 uid_base: 1_900_000_000,
             },
+            dns: Dns::default(),
             hypervisor: Hypervisor {
                 kind: HypervisorKind::Auto,
                 acceleration: Acceleration::Auto,
@@ -239,6 +243,11 @@ impl Config {
     /// The directory of the repositories, `<name>.git` in it.
     pub fn repositories(&self) -> PathBuf {
         self.storage.directory.join("repos")
+    }
+
+    /// The key that signs the zone, if it is signed.
+    pub fn zone_key(&self) -> PathBuf {
+        self.storage.directory.join("dns/zone.key")
     }
 
     /// The directory of the host key of the SSH door.
@@ -322,6 +331,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
     }
     Config {
         network,
+        dns: dns::read(reader),
         hypervisor: Hypervisor {
             kind,
             acceleration,

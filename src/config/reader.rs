@@ -139,6 +139,16 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// `true` or `false`, or `default`.
+    pub(super) fn flag(&mut self, section: &'static str, key: &'static str, default: bool) -> bool {
+        let Some(value) = self.get(section, key) else { return default };
+        let given = value.get_ref().as_bool();
+        if given.is_none() {
+            self.refuse(section, key, value.span(), format!("is {}: write true or false", kind(value.get_ref())));
+        }
+        given.unwrap_or(default)
+    }
+
     /// A problem with a key that must be there, or with the sum of several keys.
     pub(super) fn demand(&mut self, section: &'static str, key: &'static str, what: &str) {
         let span = self.get(section, key).map(|value| value.span());

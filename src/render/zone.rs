@@ -25,6 +25,12 @@ pub struct Zone {
     pub host6: Vec<Ipv6Addr>,
     /// By namespace, then instance.
     pub namespaces: BTreeMap<String, BTreeMap<String, ZoneEntry>>,
+    /// Name servers of the zone besides `ns1`.
+    #[serde(default)]
+    pub nameservers: Vec<String>,
+    /// Which authorities may issue certificates for the names of the zone, as CAA records have it; none: any may.
+    #[serde(default)]
+    pub caa: Vec<String>,
     /// TXT records that prove to a certificate authority that a name is ours, while it looks: full name without a final dot
     /// (`_acme-challenge.web.<ns>.<domain>`), and what it is to say.
     #[serde(default)]
@@ -84,8 +90,19 @@ pub struct ZoneEntry {
     pub ipv6: Ipv6Addr,
 }
 
-/// The zone of what is wanted. `host4` and `host6` are the host's public addresses.
-pub fn zone(desired: &Desired, layout: &Layout, host4: &[Ipv4Addr], host6: &[Ipv6Addr], serial: u32) -> Zone {
+/// What the zone has of the host itself. From the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Apex {
+    /// The host's own public addresses.
+    pub host4: Vec<Ipv4Addr>,
+    pub host6: Vec<Ipv6Addr>,
+    pub nameservers: Vec<String>,
+    pub caa: Vec<String>,
+}
+
+/// The zone of what is wanted.
+pub fn zone(desired: &Desired, layout: &Layout, apex: &Apex, serial: u32) -> Zone {
+    let apex = apex.clone();
     let mut namespaces: BTreeMap<String, BTreeMap<String, ZoneEntry>> = BTreeMap::new();
     for (id, wanted) in &desired.instances {
         namespaces.entry(id.namespace.to_string()).or_default().insert(id.name.to_string(), entry(id, wanted.lease, layout));
@@ -93,8 +110,10 @@ pub fn zone(desired: &Desired, layout: &Layout, host4: &[Ipv4Addr], host6: &[Ipv
     Zone {
         serial,
         domain: layout.domain.to_string(),
-        host4: host4.to_vec(),
-        host6: host6.to_vec(),
+        host4: apex.host4,
+        host6: apex.host6,
+        nameservers: apex.nameservers,
+        caa: apex.caa,
         namespaces,
         challenges: BTreeMap::new(),
     }
@@ -124,7 +143,7 @@ mod tests {
     #[test]
     fn every_wanted_instance_has_both_addresses() {
         let layout = samples::layout();
-        let zone = zone(&samples::desired(), &layout, &["192.0.2.1".parse().unwrap()], &[], 7);
+        let zone = zone(&samples::desired(), &layout, &Apex { host4: vec![[192, 0, 2, 1].into()], ..Apex::default() }, 7);
         assert_eq!((zone.serial, zone.domain.as_str(), zone.host4.len(), zone.host6.len()), (7, "seed.example", 1, 0));
         let (id, wanted) = samples::instance("web");
         let address = layout.addressing.of(&id, wanted.lease);
@@ -135,7 +154,7 @@ mod tests {
     #[test]
     fn a_change_leaves_nothing_behind() {
         let layout = samples::layout();
-        let empty = zone(&Desired::default(), &layout, &[], &[], 7);
+        let empty = zone(&Desired::default(), &layout, &Apex::default(), 7);
         let mut one = empty.clone();
         let entry = ZoneEntry { ipv4: [10, 88, 0, 2].into(), ipv6: "fd5e::2".parse().unwrap() };
         let name = "_acme-challenge.web.s-aaaaaaaaaaaa.seed.example".to_owned();

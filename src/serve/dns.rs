@@ -1,241 +1,406 @@
-//! The DNS door. To everybody: the zone, from the agent's last word, with authority, and nothing else. To an instance, known by its
-//! source address, which the firewall pins to its tap: also bare names of its own namespace, and the rest of the world by way of the
-//! host's resolvers.
+//! The DNS door. To everybody: the zone, with authority, and nothing else. To an instance, known by its source address, which the
+//! firewall pins to its tap: also bare names of its own namespace, and the rest of the world by way of the host's resolvers.
+//!
+//! The zone is one table behind a lock that is held for one batch of packets, or for one change: the agent says what has changed, and
+//! the next question is answered from it.
 
 mod answer;
+mod batch;
+mod cache;
+mod cookie;
+mod delegation;
+mod deny;
 mod forward;
+mod limit;
+mod question;
+mod sign;
+mod stream;
+mod table;
+mod transfer;
+mod tsig;
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use futures_util::{FutureExt, StreamExt};
-use hickory_proto::rr::Name;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket},
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use futures_util::StreamExt;
+use tokio::{net::UdpSocket, sync::Notify};
 
-use self::answer::{Answer, Transport};
+pub(super) use self::stream::serve_tcp;
+use self::{
+    answer::{Context, Reply},
+    batch::Batch,
+    forward::Resolvers,
+    limit::{Limiter, Verdict},
+    question::{Question, Read, code},
+    transfer::Secondaries,
+};
+pub use self::{
+    delegation::delegation,
+    sign::{KeyError, Signer},
+    table::{Near, Table, wire},
+    tsig::Key,
+};
 use super::ask;
-use crate::bus::{SeedProxy, Zone};
+use crate::bus::{SeedProxy, Zone, ZoneChange};
 
-/// TCP connections at a time.
-const CONNECTIONS: usize = 256;
-/// A connection without a question is closed after this.
-const IDLE: Duration = Duration::from_secs(10);
-/// Questions under way to the host's resolvers, in all and for one instance.
-const FORWARDS: usize = 512;
-const FORWARDS_OF_ONE: usize = 64;
+/// How long changes are gathered before secondaries are told of them.
+const GATHER: Duration = Duration::from_millis(500);
 
-/// A zone, and what follows from it.
-#[derive(Debug, Clone, Default)]
-pub struct View {
-    zone: Zone,
-    /// `None` until the agent has spoken.
-    domain: Option<Name>,
-    /// The namespace that an address belongs to.
-    owners: BTreeMap<IpAddr, String>,
+/// What the door needs to know of this host. From the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub near: Near,
+    /// Where questions of instances about other people's names go. Empty: they are refused.
+    pub upstream: Vec<SocketAddr>,
+    /// Answers a second over UDP to one neighbourhood; 0 for no limit.
+    pub rate: u32,
+    /// The key of the zone, if it is signed. Made at the first start.
+    pub zone_key: Option<PathBuf>,
+    /// Servers that may take the whole zone, and the file of the key that they have to know.
+    pub secondaries: Vec<SocketAddr>,
+    pub transfer_key: Option<PathBuf>,
 }
 
-impl View {
-    /// Looks at a zone.
-    pub fn new(zone: Zone) -> Self {
-        let mut owners = BTreeMap::new();
-        for (namespace, instances) in &zone.namespaces {
-            for entry in instances.values() {
-                owners.insert(IpAddr::V4(entry.ipv4), namespace.clone());
-                owners.insert(IpAddr::V6(entry.ipv6), namespace.clone());
-            }
-        }
-        let domain = Name::from_ascii(&zone.domain).ok().filter(|_| !zone.domain.is_empty()).map(|mut name| {
-            name.set_fqdn(true);
-            name.to_lowercase()
-        });
-        Self { zone, domain, owners }
-    }
-
-    /// What a CA that looks at this name is answered with.
-    pub(super) fn challenge(&self, name: &str) -> &[String] {
-        self.zone.challenges.get(name).map_or(&[], Vec::as_slice)
-    }
-}
-
-/// Keeps the zone as the agent says. Returns when the bus is gone.
-pub async fn keep_zone(agent: SeedProxy<'static>, view: watch::Sender<Arc<View>>) -> zbus::Result<()> {
-    let mut changes = agent.receive_zone_changed().await?;
-    let mut owners = agent.inner().receive_owner_changed().await?;
-    loop {
-        let again = match ask::document::<Zone>(agent.zone()).await {
-            Ok(zone) => {
-                if view.borrow().zone != zone {
-                    tracing::info!(serial = zone.serial, "took a new zone");
-                    view.send_replace(Arc::new(View::new(zone)));
-                }
-                Duration::from_secs(60)
-            }
-            Err(refusal) => {
-                tracing::debug!(%refusal, "the agent has no zone for us; the last one goes on");
-                Duration::from_secs(2)
-            }
-        };
-        tokio::select! {
-            change = changes.next() => if change.is_none() {
-                return Ok(());
-            },
-            owner = owners.next() => if owner.is_none() {
-                return Ok(());
-            },
-            () = tokio::time::sleep(again) => {}
-        }
-        // Many changes at once are one.
-        while let Some(Some(_)) = changes.next().now_or_never() {}
-    }
+/// Why the door cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    #[error(transparent)]
+    Zone(#[from] KeyError),
+    #[error("could not read the key for secondaries {path}: make one that the user seed may read, or remove [dns] secondaries")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} {what}")]
+    Transfer { path: PathBuf, what: &'static str },
 }
 
 /// What all DNS sockets share.
 #[derive(Debug)]
 pub struct Names {
-    view: watch::Receiver<Arc<View>>,
-    upstream: Vec<SocketAddr>,
-    forwards: Semaphore,
-    forwards_of: Mutex<BTreeMap<IpAddr, usize>>,
-    connections: Arc<Semaphore>,
+    table: RwLock<Table>,
+    near: Near,
+    rate: u32,
+    resolvers: Resolvers,
+    cookies: cookie::Baker,
+    signer: Option<Signer>,
+    secondaries: Option<Secondaries>,
+    /// The zone has changed, which secondaries want to know.
+    changed: Notify,
+    began: Instant,
+}
+
+/// What a caller over TCP gets.
+pub(in crate::serve) enum Todo {
+    Nothing,
+    Send,
+    Forward,
+    Transfer(Vec<Vec<u8>>),
 }
 
 impl Names {
-    /// Answers from `view`; questions that are not ours go to `upstream`, tried in order.
-    pub fn new(view: watch::Receiver<Arc<View>>, upstream: Vec<SocketAddr>) -> Self {
-        Self {
-            view,
-            upstream,
-            forwards: Semaphore::new(FORWARDS),
-            forwards_of: Mutex::default(),
-            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+    /// Answers nothing until the agent has spoken.
+    pub fn new(settings: Settings) -> Result<Self, DnsError> {
+        let signer = settings.zone_key.as_deref().map(Signer::load_or_make).transpose()?;
+        let secondaries = match &settings.transfer_key {
+            Some(path) if !settings.secondaries.is_empty() => {
+                Some(Secondaries { servers: settings.secondaries, key: read_key(path)? })
+            }
+            _ => None,
+        };
+        Ok(Self {
+            table: RwLock::default(),
+            near: settings.near,
+            rate: settings.rate,
+            resolvers: Resolvers::new(settings.upstream),
+            cookies: cookie::Baker::default(),
+            signer,
+            secondaries,
+            changed: Notify::new(),
+            began: Instant::now(),
+        })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a whole zone.
+    pub fn take(&self, zone: &Zone) {
+        let table = Table::new(zone);
+        let old = std::mem::replace(&mut *self.table.write().unwrap_or_else(PoisonError::into_inner), table);
+        // After the lock: it may be large.
+        drop(old);
+        self.changed.notify_one();
+    }
+
+    /// Makes a change. False if it is one of another zone than ours.
+    pub fn change(&self, change: &ZoneChange) -> bool {
+        let done = self.table.write().unwrap_or_else(PoisonError::into_inner).apply(change);
+        if done {
+            self.changed.notify_one();
         }
+        done
     }
 
-    fn answer(&self, question: &[u8], from: IpAddr, transport: Transport) -> Answer {
-        let view = Arc::clone(&self.view.borrow());
-        answer::answer(&view, from.to_canonical(), question, transport)
+    /// Whether the TXT record of a full name says this; for what has to wait until it does.
+    pub fn says(&self, name: &str, text: &str) -> bool {
+        self.read().says(name, text)
     }
 
-    /// Asks the host's resolvers.
-    async fn forward(&self, question: &[u8], from: IpAddr, transport: Transport) -> Option<Vec<u8>> {
-        let busy = || answer::failed(question);
-        let Ok(_slot) = self.forwards.try_acquire() else { return busy() };
-        let Some(_one) = OneForward::start(self, from) else { return busy() };
-        match forward::ask(&self.upstream, question, transport).await {
-            Some(answer) => Some(answer),
-            None => answer::failed(question),
-        }
-    }
-}
-
-/// Counts the forwards of one instance.
-struct OneForward<'a>(&'a Names, IpAddr);
-
-impl<'a> OneForward<'a> {
-    fn start(names: &'a Names, from: IpAddr) -> Option<Self> {
-        let mut counts = names.forwards_of.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(from).or_default();
-        if *count >= FORWARDS_OF_ONE {
-            return None;
-        }
-        *count += 1;
-        Some(Self(names, from))
-    }
-}
-
-impl Drop for OneForward<'_> {
-    fn drop(&mut self) {
-        let mut counts = self.0.forwards_of.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.1);
+    /// Tells the secondaries whenever the zone has changed.
+    pub async fn tell_secondaries(&self) {
+        let Some(secondaries) = &self.secondaries else { return };
+        loop {
+            self.changed.notified().await;
+            tokio::time::sleep(GATHER).await;
+            let (domain, soa) = {
+                let table = self.read();
+                (table.domain.clone(), table.soa.clone())
+            };
+            tokio::select! {
+                () = secondaries.notify(&domain, &soa) => {}
+                // What they were about to hear is old.
+                () = self.changed.notified() => self.changed.notify_one(),
             }
         }
     }
+
+    /// Answers a packet that came over UDP into `out`. True if it is to be forwarded.
+    fn over_udp(&self, table: &Table, packet: &[u8], from: IpAddr, limiter: &mut Limiter, now: Now, out: &mut Vec<u8>) -> bool {
+        let asked = match question::read(packet) {
+            Read::Nothing => return false,
+            Read::Broken(code) => {
+                if limiter.count(from, now.millis) == Verdict::Send {
+                    answer::broken(packet, code, out);
+                }
+                return false;
+            }
+            Read::Question(asked) => asked,
+        };
+        let asker = table.asker(&self.near, from);
+        let given = asked.edns.and_then(|edns| edns.cookie);
+        let limited = matches!(asker, table::Asker::World | table::Asker::Nobody);
+        if limited && !given.is_some_and(|cookie| self.cookies.knows(cookie, from, now.cookie())) {
+            match limiter.count(from, now.millis) {
+                Verdict::Send => {}
+                Verdict::Cut => {
+                    answer::cut(&asked, out);
+                    return false;
+                }
+                Verdict::Drop => return false,
+            }
+        }
+        let baked = given.and_then(|given| given.first_chunk::<8>()).map(|client| self.cookies.bake(*client, from, now.cookie()));
+        let cookie = baked.as_ref().map(<[u8; cookie::LENGTH]>::as_slice);
+        let room = answer::room(&asked, true);
+        if asked.tsig.is_some() {
+            self.signed(table, &asker, &asked, from, room, out);
+            return false;
+        }
+        let context = Context { table, asker: &asker, signer: self.signer.as_ref(), now: now.seconds };
+        match answer::answer(context, &asked, room, cookie, out) {
+            Reply::Written => false,
+            Reply::Forward => true,
+            // It would not fit, and the sender may be pretending.
+            Reply::Transfer => {
+                answer::only(&asked, false, code::REFUSED, room, cookie, out);
+                false
+            }
+        }
+    }
+
+    /// Answers a packet that came over TCP.
+    fn over_tcp(&self, packet: &[u8], from: IpAddr, out: &mut Vec<u8>) -> Todo {
+        let asked = match question::read(packet) {
+            Read::Nothing => return Todo::Nothing,
+            Read::Broken(code) => {
+                answer::broken(packet, code, out);
+                return Todo::Send;
+            }
+            Read::Question(asked) => asked,
+        };
+        let table = self.read();
+        let asker = table.asker(&self.near, from);
+        let room = answer::room(&asked, false);
+        if asked.tsig.is_some() {
+            return match self.signed(&table, &asker, &asked, from, room, out) {
+                Some(messages) => Todo::Transfer(messages),
+                None => Todo::Send,
+            };
+        }
+        let context = Context { table: &table, asker: &asker, signer: self.signer.as_ref(), now: seconds() };
+        match answer::answer(context, &asked, room, None, out) {
+            Reply::Written => Todo::Send,
+            Reply::Forward => Todo::Forward,
+            Reply::Transfer => {
+                answer::only(&asked, false, code::REFUSED, room, None, out);
+                Todo::Send
+            }
+        }
+    }
+
+    /// Answers a question that is signed with the key of the secondaries, and signs the answer: the zone, if that is what is asked for.
+    fn signed(
+        &self,
+        table: &Table,
+        asker: &table::Asker,
+        asked: &Question<'_>,
+        from: IpAddr,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> Option<Vec<Vec<u8>>> {
+        let Some(secondaries) = self.secondaries.as_ref().filter(|secondaries| secondaries.has(from)) else {
+            answer::only(asked, false, tsig::CODE, room, None, out);
+            return None;
+        };
+        let now = seconds();
+        let mut proof = match secondaries.key.verify(asked, now) {
+            Ok(proof) => proof,
+            Err(mut unproven) => {
+                tracing::warn!(%from, ?unproven, "a secondary does not know the key, or its clock is wrong");
+                answer::only(asked, false, tsig::CODE, room, None, out);
+                secondaries.key.refuse(&mut unproven, out, now);
+                return None;
+            }
+        };
+        let context = Context { table, asker, signer: self.signer.as_ref(), now };
+        let room = room.saturating_sub(tsig::ROOM).max(512);
+        match answer::answer(context, asked, room, None, out) {
+            Reply::Transfer if room > answer::UDP_MAX => {
+                tracing::info!(%from, serial = table.serial, "gave the zone to a secondary");
+                let mut messages = transfer::messages(table, asked);
+                messages.iter_mut().for_each(|message| secondaries.key.sign(&mut proof, message, now));
+                return Some(messages);
+            }
+            Reply::Written => {}
+            Reply::Transfer | Reply::Forward => answer::only(asked, false, code::REFUSED, room, None, out),
+        }
+        secondaries.key.sign(&mut proof, out, now);
+        None
+    }
+
+    /// Asks the host's resolvers.
+    async fn forward(&self, packet: &[u8], from: IpAddr, udp: bool) -> Vec<u8> {
+        match question::read(packet) {
+            Read::Question(asked) => self.resolvers.answer(&asked, from, &self.near, answer::room(&asked, udp)).await,
+            Read::Nothing | Read::Broken(_) => Vec::new(),
+        }
+    }
+}
+
+fn read_key(path: &Path) -> Result<Key, DnsError> {
+    let text = std::fs::read_to_string(path).map_err(|source| DnsError::Read { path: path.to_owned(), source })?;
+    Key::parse(&text).map_err(|what| DnsError::Transfer { path: path.to_owned(), what })
+}
+
+/// The time of a batch, for all that needs it.
+#[derive(Clone, Copy)]
+struct Now {
+    millis: u32,
+    seconds: u64,
+}
+
+impl Now {
+    fn cookie(self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "times of cookies go round in a circle")]
+        let seconds = self.seconds as u32;
+        seconds
+    }
+}
+
+/// Seconds since 1970.
+pub(in crate::serve) fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Keeps the zone as the agent says: whole at first, then each change. Returns when the bus is gone.
+pub async fn keep_zone(agent: SeedProxy<'static>, names: Arc<Names>) -> zbus::Result<()> {
+    let mut changes = agent.receive_zone_changed().await?;
+    let mut owners = agent.inner().receive_owner_changed().await?;
+    loop {
+        let again = match ask::document::<Zone>(agent.zone()).await {
+            Ok(zone) => {
+                tracing::info!(serial = zone.serial, "took a new zone");
+                names.take(&zone);
+                None
+            }
+            Err(refusal) => {
+                tracing::debug!(%refusal, "the agent has no zone for us; the last one goes on");
+                Some(Duration::from_secs(2))
+            }
+        };
+        // Until something has to be asked for.
+        loop {
+            tokio::select! {
+                change = changes.next() => {
+                    let Some(change) = change else { return Ok(()) };
+                    if !changed(&names, &change) {
+                        break;
+                    }
+                }
+                owner = owners.next() => match owner {
+                    None => return Ok(()),
+                    // It left; when it is back, it may have another zone.
+                    Some(None) => {}
+                    Some(Some(_)) => break,
+                },
+                () = async { tokio::time::sleep(again.unwrap_or_default()).await }, if again.is_some() => break,
+            }
+        }
+    }
+}
+
+/// Makes a change that the agent told of. False if the whole zone is needed.
+fn changed(names: &Names, signal: &crate::bus::ZoneChanged) -> bool {
+    let Ok(told) = signal.args() else { return false };
+    let ours = names.read().serial;
+    #[expect(clippy::cast_possible_wrap, reason = "serials of zones go round in a circle, as RFC 1982 has it")]
+    let ahead = told.serial.wrapping_sub(ours) as i32;
+    // It was said before we asked for the whole, which has it.
+    if ahead <= 0 && !names.read().domain.is_empty() {
+        return true;
+    }
+    serde_json::from_str::<ZoneChange>(told.change).is_ok_and(|change| names.change(&change))
 }
 
 /// Answers on a UDP socket.
 pub async fn serve_udp(names: Arc<Names>, socket: UdpSocket) {
     let socket = Arc::new(socket);
-    let mut buffer = vec![0; 4096];
+    if let Err(error) = batch::prepare(&socket) {
+        tracing::warn!(%error, "answers may leave from another address than they were asked at");
+    }
+    let (mut batch, mut limiter) = (Batch::new(), Limiter::new(names.rate));
     loop {
-        let (length, peer) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) => {
-                tracing::debug!(%error, "could not receive a question");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                continue;
-            }
-        };
-        let question = &buffer[..length];
-        match names.answer(question, peer.ip(), Transport::Udp) {
-            Answer::Nothing => {}
-            Answer::Message(bytes) => send(&socket, &bytes, peer).await,
-            Answer::Forward => {
-                let (names, socket, question) = (Arc::clone(&names), Arc::clone(&socket), question.to_vec());
-                tokio::spawn(async move {
-                    if let Some(bytes) = names.forward(&question, peer.ip(), Transport::Udp).await {
-                        send(&socket, &bytes, peer).await;
-                    }
-                });
+        if let Err(error) = batch.receive(&socket).await {
+            tracing::debug!(%error, "could not receive a question");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        }
+        let mut forwards = Vec::new();
+        {
+            #[expect(clippy::cast_possible_truncation, reason = "the limit lives with a clock that goes round")]
+            let now = Now { millis: names.began.elapsed().as_millis() as u32, seconds: seconds() };
+            let table = names.read();
+            for n in 0..batch.came() {
+                let Some((packet, peer, out)) = batch.packet(n) else { continue };
+                let from = peer.ip().to_canonical();
+                if names.over_udp(&table, packet, from, &mut limiter, now, out) {
+                    forwards.push((n, packet.to_vec(), from));
+                }
             }
         }
-    }
-}
-
-async fn send(socket: &UdpSocket, bytes: &[u8], peer: SocketAddr) {
-    if let Err(error) = socket.send_to(bytes, peer).await {
-        tracing::debug!(%error, %peer, "could not send an answer");
-    }
-}
-
-/// Answers on a TCP listener.
-pub async fn serve_tcp(names: Arc<Names>, listener: TcpListener) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let Ok(slot) = Arc::clone(&names.connections).try_acquire_owned() else { continue };
-                let names = Arc::clone(&names);
-                tokio::spawn(async move {
-                    // Whatever went wrong, the client sees that the connection ended.
-                    drop(converse(&names, stream, peer.ip()).await);
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                tracing::debug!(%error, "could not accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+        for (n, packet, from) in forwards {
+            let (names, socket, way) = (Arc::clone(&names), Arc::clone(&socket), batch.way_back(n));
+            tokio::spawn(async move {
+                let answer = names.forward(&packet, from, true).await;
+                if !answer.is_empty() {
+                    way.send(&socket, answer).await;
+                }
+            });
         }
-    }
-}
-
-async fn converse(names: &Names, mut stream: TcpStream, peer: IpAddr) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    loop {
-        let length = timeout(IDLE, stream.read_u16()).await??;
-        let mut question = vec![0; length.into()];
-        timeout(IDLE, stream.read_exact(&mut question)).await??;
-        let bytes = match names.answer(&question, peer, Transport::Tcp) {
-            Answer::Nothing => return Ok(()),
-            Answer::Message(bytes) => bytes,
-            Answer::Forward => match names.forward(&question, peer, Transport::Tcp).await {
-                Some(bytes) => bytes,
-                None => return Ok(()),
-            },
-        };
-        let Ok(length) = u16::try_from(bytes.len()) else { return Ok(()) };
-        let framed = [&length.to_be_bytes()[..], &bytes].concat();
-        timeout(IDLE, stream.write_all(&framed)).await??;
+        batch.send(&socket).await;
+        tokio::task::consume_budget().await;
     }
 }

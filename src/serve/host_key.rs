@@ -29,6 +29,7 @@ pub(super) fn load_or_make(path: &Path) -> Result<PrivateKey, ServeError> {
     }
 }
 
+/// Writes a secret whole, and syncs it, before it gets its name.
 pub(super) fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;

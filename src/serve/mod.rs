@@ -19,9 +19,9 @@ mod sockets;
 pub mod ssh;
 mod unheard;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::sockets::Sockets;
@@ -45,8 +45,7 @@ pub struct Settings {
     pub git: PathBuf,
     /// The most that one push may send.
     pub max_pack: Bytes,
-    /// Where questions of instances about other people's names go. Empty: they are refused.
-    pub upstream: Vec<SocketAddr>,
+    pub dns: dns::Settings,
     /// The ACME door.
     pub acme: acme::Settings,
     /// How long a stranger may take to prove a key.
@@ -57,15 +56,15 @@ pub struct Settings {
 
 impl Settings {
     /// Settings with the usual limits.
-    pub fn new(domain: Domain, repositories: PathBuf, host_key: PathBuf) -> Self {
+    pub fn new(domain: Domain, repositories: PathBuf, host_key: PathBuf, dns: dns::Settings) -> Self {
         Self {
+            dns,
             domain,
             repositories,
             host_key,
             ssh_port: None,
             git: "/usr/bin/git".into(),
             max_pack: Bytes(2 << 30),
-            upstream: Vec::new(),
             acme: acme::Settings::default(),
             auth_timeout: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(20),
@@ -84,6 +83,8 @@ pub enum ServeError {
     Repositories { path: PathBuf, source: std::io::Error },
     #[error("could not listen for signals")]
     Signals(#[source] std::io::Error),
+    #[error("the names of the zone cannot be served")]
+    Dns(#[from] dns::DnsError),
     #[error("the bus is gone")]
     Bus(#[source] Option<zbus::Error>),
 }
@@ -144,8 +145,8 @@ pub async fn run_until(
         settings,
     });
 
-    let (zone, watched) = watch::channel(Arc::default());
-    let mut zone_kept = tokio::spawn(dns::keep_zone(agent.clone(), zone));
+    let names = Arc::new(dns::Names::new(doors.settings.dns.clone())?);
+    let mut zone_kept = tokio::spawn(dns::keep_zone(agent.clone(), Arc::clone(&names)));
     let listeners = TaskTracker::new();
     listeners.spawn(stoppable(stopping.clone(), unheard::tell(Arc::clone(&doors), unheard)));
     let crowd = Arc::new(crowd::Crowd::default());
@@ -154,17 +155,19 @@ pub async fn run_until(
         listeners.spawn(ssh::listen(Arc::clone(&doors), Arc::clone(&config), Arc::clone(&crowd), listener));
     }
     let certificates = AcmeProxy::new(agent.inner().connection()).await.map_err(|error| ServeError::Bus(Some(error)))?;
-    let certificates = acme::Door::new(doors.settings.acme.clone(), certificates, watched.clone());
+    let certificates = acme::Door::new(doors.settings.acme.clone(), certificates, Arc::clone(&names));
     listeners.spawn(stoppable(stopping.clone(), Arc::clone(&certificates).issue()));
     for listener in sockets.acme {
         listeners.spawn(stoppable(stopping.clone(), acme::listen(Arc::clone(&certificates), listener)));
     }
-    let names = Arc::new(dns::Names::new(watched, doors.settings.upstream.clone()));
+    let told = Arc::clone(&names);
+    listeners.spawn(stoppable(stopping.clone(), async move { told.tell_secondaries().await }));
+    let askers = Arc::new(crowd::Crowd::default());
     for socket in sockets.dns_udp {
         listeners.spawn(stoppable(stopping.clone(), dns::serve_udp(Arc::clone(&names), socket)));
     }
     for listener in sockets.dns_tcp {
-        listeners.spawn(stoppable(stopping.clone(), dns::serve_tcp(Arc::clone(&names), listener)));
+        listeners.spawn(stoppable(stopping.clone(), dns::serve_tcp(Arc::clone(&names), Arc::clone(&askers), listener)));
     }
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("all doors are open")]);
     tracing::info!(domain = %doors.settings.domain, "opened the doors");

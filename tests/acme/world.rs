@@ -80,6 +80,9 @@ pub struct World {
     ssh: TcpListener,
     ca_port: u16,
     roots_port: u16,
+    proof_port: u16,
+    /// Of a hundred good nonces.
+    rejects: u32,
     agent: Option<Runtime>,
     doors: Option<Runtime>,
     pebble: Option<Child>,
@@ -114,7 +117,13 @@ pub fn run(command: &mut Command) -> String {
 impl World {
     /// Everything is up.
     pub fn new() -> Self {
+        Self::that_rejects(20)
+    }
+
+    /// Everything is up; the CA refuses so many of a hundred good nonces.
+    pub fn that_rejects(rejects: u32) -> Self {
         let mut world = Self::without_ca();
+        world.rejects = rejects;
         world.start_ca();
         world
     }
@@ -143,6 +152,8 @@ impl World {
             ssh: free(),
             ca_port: free().local_addr().unwrap().port(),
             roots_port: free().local_addr().unwrap().port(),
+            proof_port: free().local_addr().unwrap().port(),
+            rejects: 20,
             agent: None,
             doors: None,
             pebble: None,
@@ -163,6 +174,16 @@ impl World {
     /// The address of the directory, as guests are told it.
     pub fn directory_url(&self) -> String {
         format!("http://127.0.0.1:{}/acme/directory", self.port)
+    }
+
+    /// The address of the CA's own.
+    pub fn ca_directory(&self) -> String {
+        format!("https://127.0.0.1:{}/dir", self.ca_port)
+    }
+
+    /// Where the CA looks for a proof over HTTP.
+    pub fn proof_address(&self) -> String {
+        format!("127.0.0.1:{}", self.proof_port)
     }
 
     pub fn ledger(&self) -> Ledger {
@@ -198,7 +219,7 @@ impl World {
             "listenAddress": format!("127.0.0.1:{}", self.ca_port),
             "managementListenAddress": format!("127.0.0.1:{}", self.roots_port),
             "certificate": self.path("ca.pem"), "privateKey": self.path("ca.key"),
-            "httpPort": 1, "tlsPort": 1, "ocspResponderURL": "", "externalAccountBindingRequired": false,
+            "httpPort": self.proof_port, "tlsPort": 1, "ocspResponderURL": "", "externalAccountBindingRequired": false,
         } });
         std::fs::write(self.path("pebble.json"), config.to_string()).unwrap();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("pebble.log")).unwrap();
@@ -207,8 +228,9 @@ impl World {
             .args(["-strict", "-config"])
             .arg(self.path("pebble.json"))
             .args(["-dnsserver", &self.dns_udp.local_addr().unwrap().to_string()])
-            // It validates, at once, and refuses every fifth good nonce.
-            .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_VA_ALWAYS_VALID", "0"), ("PEBBLE_WFE_NONCEREJECT", "20")])
+            // It validates, at once.
+            .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_VA_ALWAYS_VALID", "0")])
+            .env("PEBBLE_WFE_NONCEREJECT", self.rejects.to_string())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         self.pebble = Some(pebble.spawn().unwrap());
@@ -257,8 +279,7 @@ impl World {
             work: self.path("work"),
             parallel: 1,
             keep: 1,
-            host4: vec![[192, 0, 2, 1].into()],
-            host6: vec![],
+            apex: seed::render::zone::Apex::default(),
             acme: agent::acme::budget::Limits::default(),
             hypervisor: "a machine made of memory".to_owned(),
             authority,
@@ -288,11 +309,24 @@ impl World {
 
     pub fn open_doors(&mut self) {
         let runtime = Runtime::new().unwrap();
-        let mut settings = serve::Settings::new("seed.example".parse().unwrap(), self.path("repos"), self.path("ssh/key"));
+        let dns = serve::dns::Settings {
+            near: serve::dns::Near {
+                pool4: "126.255.255.255/32".parse().unwrap(),
+                pool6: "fd5e::/64".parse().unwrap(),
+                gateways: vec![],
+                inside: vec![],
+            },
+            upstream: vec![],
+            rate: 0,
+            zone_key: None,
+            secondaries: vec![],
+            transfer_key: None,
+        };
+        let mut settings = serve::Settings::new("seed.example".parse().unwrap(), self.path("repos"), self.path("ssh/key"), dns);
         settings.acme = serve::acme::Settings {
             instances: vec!["127.0.0.0/8".parse().unwrap()],
             ca: Some(Ca {
-                directory: format!("https://127.0.0.1:{}/dir", self.ca_port),
+                directory: self.ca_directory(),
                 email: Some("operator@seed.example".to_owned()),
                 binding: None,
                 root: Some(self.path("root.pem")),

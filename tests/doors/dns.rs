@@ -128,7 +128,7 @@ async fn only_instances_are_answered_for_the_world() {
             }
         }
     });
-    let world = World::with(|settings| settings.upstream = vec![at]).await;
+    let world = World::with(|settings| settings.dns.upstream = vec![at]).await;
     change(&world, zone(2, &[("web", WEB), ("api", [10, 88, 0, 3])])).await;
     settled(&world, "web.s-aaaaaaaaaaaa.seed.example.", ResponseCode::NoError).await;
     assert_eq!(addresses(&ask_udp(WEB, world.dns, &question("api.")).await), ["10.88.0.3"]);
@@ -143,7 +143,7 @@ async fn without_a_resolver_that_answers_an_instance_is_told() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let at = silent.local_addr().unwrap();
     drop(silent);
-    let world = World::with(|settings| settings.upstream = vec![at]).await;
+    let world = World::with(|settings| settings.dns.upstream = vec![at]).await;
     change(&world, zone(2, &[("web", WEB)])).await;
     settled(&world, "web.s-aaaaaaaaaaaa.seed.example.", ResponseCode::NoError).await;
     assert_eq!(ask_udp(WEB, world.dns, &question("example.org.")).await.metadata.response_code, ResponseCode::ServFail);

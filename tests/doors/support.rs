@@ -188,6 +188,23 @@ impl Agent {
     }
 }
 
+/// Of loopback, 127.88/16 is where instances are.
+fn dns_settings() -> seed::serve::dns::Settings {
+    seed::serve::dns::Settings {
+        near: seed::serve::dns::Near {
+            pool4: "127.88.0.0/16".parse().unwrap(),
+            pool6: "fd5e::/64".parse().unwrap(),
+            gateways: vec![[127, 88, 0, 1].into()],
+            inside: vec![],
+        },
+        upstream: vec![],
+        rate: 200,
+        zone_key: None,
+        secondaries: vec![],
+        transfer_key: None,
+    }
+}
+
 /// All of it. Dropping it takes it down.
 pub struct World {
     pub directory: tempfile::TempDir,
@@ -265,7 +282,8 @@ impl World {
             Zone { serial: 1, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
         let agent_bus = serve_agent(&address, agent.clone()).await;
 
-        let mut settings = Settings::new("seed.example".parse().unwrap(), at.join("repos"), at.join("ssh/host_key"));
+        let mut settings =
+            Settings::new("seed.example".parse().unwrap(), at.join("repos"), at.join("ssh/host_key"), dns_settings());
         settings.git = which("git");
         change(&mut settings);
         std::fs::write(

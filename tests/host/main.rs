@@ -5,6 +5,7 @@
 
 mod machine;
 
+mod acme;
 mod bad_input;
 mod bus;
 mod crash;

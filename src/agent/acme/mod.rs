@@ -128,3 +128,6 @@ fn new_id() -> std::io::Result<String> {
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(data_encoding::BASE32_NOPAD.encode(&bytes).to_lowercase())
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,12 +27,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
     time::{Instant, sleep, timeout},
 };
 
 use self::facade::Facade;
-use super::dns::View;
+use super::dns::Names;
 use crate::bus::acme::{AcmeProxy, Problem};
 
 /// What the ACME door needs to know of this host. From the configuration.
@@ -87,9 +86,9 @@ pub struct Door {
 }
 
 impl Door {
-    /// A door; `zone` is what the DNS door answers from.
-    pub fn new(settings: Settings, agent: AcmeProxy<'static>, zone: watch::Receiver<Arc<View>>) -> Arc<Self> {
-        let issuer = settings.ca.map(|ca| upstream::Issuer::new(ca, agent.clone(), zone));
+    /// A door; `names` is the DNS door, in which the CA looks.
+    pub fn new(settings: Settings, agent: AcmeProxy<'static>, names: Arc<Names>) -> Arc<Self> {
+        let issuer = settings.ca.map(|ca| upstream::Issuer::new(ca, agent.clone(), names));
         Arc::new(Self { instances: settings.instances, facade: Facade::new(agent, issuer), visitors: Mutex::default() })
     }
 

@@ -1,387 +1,415 @@
-//! One answer to one question, from one view of the zone. Pure.
+//! One answer to one question, from the zone as it is. Pure. Whatever is in the zone is written here, byte by byte; what is not is
+//! refused, or left to the host's resolvers if an instance asks.
 
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use hickory_proto::{
-    op::{Edns, Message, OpCode, Query, ResponseCode},
-    rr::{
-        DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, AAAA, HINFO, NS, SOA, TXT},
-    },
+use super::{
+    deny,
+    question::{IN, Name, Question, code, kind},
+    sign::Signer,
+    table::{Asker, Found, HOST_TTL, TTL, Table, child, label},
 };
 
-use super::View;
-use crate::bus::ZoneEntry;
-
-/// How long an instance's address may be remembered, in seconds; and that a name does not exist.
-const TTL: u32 = 30;
-/// The same for what belongs to the host itself.
-const HOST_TTL: u32 = 3600;
 /// The most that travels in one UDP packet without being cut on its way.
-const UDP_MAX: u16 = 1232;
+pub const UDP_MAX: usize = 1232;
+/// The data of the answer to "everything" (RFC 8482): it is the longest answer that a name could give to a stranger's address.
+const ANYTHING: &[u8] = b"\x07RFC8482\0";
 
-/// How a question came.
+/// What became of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    Udp,
-    Tcp,
-}
-
-/// What to do about a question.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    Message(Vec<u8>),
+pub enum Reply {
+    /// The answer is written.
+    Written,
     /// Ask the host's resolvers.
     Forward,
-    /// It was no question.
-    Nothing,
+    /// The whole zone is asked for.
+    Transfer,
 }
 
-/// Answers `question`, the bytes of a message that came from `from`.
-pub fn answer(view: &View, from: IpAddr, question: &[u8], transport: Transport) -> Answer {
-    // Never answer an answer: two servers could keep each other busy for ever.
-    if question.len() < 12 || question[2] & 0x80 != 0 {
-        return Answer::Nothing;
-    }
-    let Ok(asked) = Message::from_vec(question) else { return encode(&error(question, ResponseCode::FormErr), UDP_MAX) };
-    let mut answer = Message::response(asked.metadata.id, asked.metadata.op_code);
-    answer.metadata.recursion_desired = asked.metadata.recursion_desired;
-    let mut room = 512;
-    if let Some(edns) = &asked.edns {
-        let mut ours = Edns::new();
-        ours.set_max_payload(UDP_MAX).set_version(0);
-        room = edns.max_payload().clamp(512, UDP_MAX);
-        if edns.version() > 0 {
-            ours.set_rcode_high(ResponseCode::BADVERS.high());
-            answer.metadata.response_code = ResponseCode::BADVERS;
-        }
-        answer.edns = Some(ours);
-    }
-    if transport == Transport::Tcp {
-        room = u16::MAX;
-    }
-    if answer.metadata.response_code == ResponseCode::NoError {
-        match (asked.metadata.op_code, asked.queries.as_slice()) {
-            (OpCode::Query, [query]) => {
-                answer.queries.push(query.clone());
-                let owner = view.owners.get(&from);
-                answer.metadata.recursion_available = owner.is_some();
-                if resolve(view, owner.map(String::as_str), query, &mut answer) {
-                    return Answer::Forward;
-                }
-            }
-            (OpCode::Query, _) => answer.metadata.response_code = ResponseCode::FormErr,
-            _ => answer.metadata.response_code = ResponseCode::NotImp,
+/// What an answer is made from.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub table: &'a Table,
+    pub asker: &'a Asker,
+    pub signer: Option<&'a Signer>,
+    /// Seconds since 1970, for signatures.
+    pub now: u64,
+}
+
+/// The data of records.
+#[derive(Debug, Clone, Copy)]
+pub enum Data<'a> {
+    V4(&'a [Ipv4Addr]),
+    V6(&'a [Ipv6Addr]),
+    Many(&'a [Box<[u8]>]),
+    One(&'a [u8]),
+}
+
+impl Data<'_> {
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::V4(all) => all.is_empty(),
+            Self::V6(all) => all.is_empty(),
+            Self::Many(all) => all.is_empty(),
+            Self::One(_) => false,
         }
     }
-    encode(&answer, room)
-}
 
-/// The answer to a question that could not be answered.
-pub fn failed(question: &[u8]) -> Option<Vec<u8>> {
-    let asked = Message::from_vec(question).ok()?;
-    let mut answer = error(question, ResponseCode::ServFail);
-    answer.metadata.recursion_desired = asked.metadata.recursion_desired;
-    answer.metadata.recursion_available = true;
-    answer.queries = asked.queries;
-    match encode(&answer, UDP_MAX) {
-        Answer::Message(bytes) => Some(bytes),
-        Answer::Forward | Answer::Nothing => None,
+    pub fn each(&self, mut take: impl FnMut(&[u8])) {
+        match self {
+            Self::V4(all) => all.iter().for_each(|address| take(&address.octets())),
+            Self::V6(all) => all.iter().for_each(|address| take(&address.octets())),
+            Self::Many(all) => all.iter().for_each(|data| take(data)),
+            Self::One(data) => take(data),
+        }
     }
 }
 
-fn error(question: &[u8], code: ResponseCode) -> Message {
-    Message::error_msg(u16::from_be_bytes([question[0], question[1]]), OpCode::Query, code)
+/// All records of one type under one name.
+#[derive(Debug, Clone, Copy)]
+pub struct Set<'a> {
+    pub owner: &'a [u8],
+    pub kind: u16,
+    /// The TTL that is signed, and that which is sent.
+    pub signed_ttl: u32,
+    pub ttl: u32,
+    pub data: Data<'a>,
 }
 
-fn encode(answer: &Message, room: u16) -> Answer {
-    let encoded = match answer.to_vec() {
-        Ok(bytes) if bytes.len() > room.into() => answer.truncate().to_vec(),
-        encoded => encoded,
+impl<'a> Set<'a> {
+    pub fn new(owner: &'a [u8], kind: u16, ttl: u32, data: Data<'a>) -> Self {
+        Self { owner, kind, signed_ttl: ttl, ttl, data }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Section {
+    Answer,
+    Authority,
+    Additional,
+}
+
+/// An answer that is being written.
+struct Page<'a> {
+    out: &'a mut Vec<u8>,
+    name: &'a Name,
+    counts: [u16; 3],
+    /// Signatures are wanted and can be made.
+    signer: Option<(&'a Signer, u64, &'a [u8])>,
+}
+
+impl Page<'_> {
+    fn add(&mut self, section: Section, set: Set<'_>) {
+        let (out, name, mut count) = (&mut *self.out, self.name, 0);
+        set.data.each(|data| {
+            record(out, Some(name), set.owner, set.kind, set.ttl, data);
+            count += 1;
+        });
+        if let Some((signer, now, domain)) = self.signer.filter(|_| count > 0) {
+            let signature = signer.signature(&set, domain, now);
+            record(self.out, Some(self.name), set.owner, kind::RRSIG, set.ttl, &signature);
+            count += 1;
+        }
+        self.counts[section as usize] += count;
+    }
+
+    fn soa(&mut self, table: &Table) {
+        let mut set = Set::new(&table.domain, kind::SOA, HOST_TTL, Data::One(&table.soa));
+        set.ttl = TTL;
+        self.add(Section::Authority, set);
+    }
+}
+
+/// Writes a record. Its owner is given by a pointer into the name of the question as far as that goes.
+pub fn record(out: &mut Vec<u8>, name: Option<&Name>, owner: &[u8], kind: u16, ttl: u32, data: &[u8]) {
+    let mut at = 0;
+    loop {
+        if owner[at] == 0 {
+            out.push(0);
+            break;
+        }
+        if let Some(name) = name.filter(|name| name.below(&owner[at..]).is_some()) {
+            let offset = 12 + name.wire().len() - (owner.len() - at);
+            #[expect(clippy::cast_possible_truncation, reason = "a name has 255 bytes at most")]
+            out.extend((0xc000 | offset as u16).to_be_bytes());
+            break;
+        }
+        let end = at + 1 + usize::from(owner[at]);
+        out.extend_from_slice(&owner[at..end]);
+        at = end;
+    }
+    let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
+    let [k0, k1] = kind.to_be_bytes();
+    let [t0, t1, t2, t3] = ttl.to_be_bytes();
+    let [l0, l1] = length.to_be_bytes();
+    out.extend_from_slice(&[k0, k1, 0, 1, t0, t1, t2, t3, l0, l1]);
+    out.extend_from_slice(&data[..length.into()]);
+}
+
+/// Writes the header of an answer to a packet; its counts are still zero.
+pub fn header(packet: &[u8], authoritative: bool, recursion: bool, code: u16, out: &mut Vec<u8>) {
+    out.clear();
+    // It is an answer; the kind of the question, and whether recursion was wished for, are its own.
+    let first = 0x80 | packet[2] & 0x79 | if authoritative { 4 } else { 0 };
+    let second = if recursion { 0x80 } else { 0 } | packet[3] & 0x10 | (code & 0xf) as u8;
+    out.extend_from_slice(&[packet[0], packet[1], first, second, 0, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+/// The answer to a packet that is no question.
+pub fn broken(packet: &[u8], code: u16, out: &mut Vec<u8>) {
+    header(packet, false, false, code, out);
+}
+
+/// The answer to a question that is only a code.
+pub fn only(asked: &Question<'_>, recursion: bool, code: u16, room: usize, cookie: Option<&[u8]>, out: &mut Vec<u8>) {
+    header(asked.packet, false, recursion, code, out);
+    close(asked, [0; 3], code, room, cookie, out);
+}
+
+/// How many bytes of an answer a client can take.
+pub fn room(asked: &Question<'_>, udp: bool) -> usize {
+    match asked.edns {
+        _ if !udp => usize::from(u16::MAX),
+        Some(edns) => usize::from(edns.payload).clamp(512, UDP_MAX),
+        None => 512,
+    }
+}
+
+/// Answers a question in at most `room` bytes.
+pub fn answer(at: Context<'_>, asked: &Question<'_>, room: usize, cookie: Option<&[u8]>, out: &mut Vec<u8>) -> Reply {
+    if asked.edns.is_some_and(|edns| edns.version > 0) {
+        only(asked, false, code::BAD_VERS, room, cookie, out);
+        return Reply::Written;
+    }
+    let recursion = matches!(at.asker, Asker::Guest(_));
+    let code = match place(at, asked) {
+        Ok(below) => {
+            header(asked.packet, true, recursion, code::NO_ERROR, out);
+            out.extend_from_slice(&asked.packet[12..asked.end]);
+            let secure = asked.edns.is_some_and(|edns| edns.secure);
+            let signer = at.signer.filter(|_| secure && below.is_some()).map(|signer| (signer, at.now, &*at.table.domain));
+            let mut page = Page { out, name: &asked.name, counts: [0; 3], signer };
+            let code = match below {
+                Some(below) => in_zone(at, asked, below, &mut page),
+                None => bare(at, asked, &mut page),
+            };
+            let counts = page.counts;
+            out[3] |= (code & 0xf) as u8;
+            close(asked, counts, code, room, cookie, out);
+            return Reply::Written;
+        }
+        Err(Ok(reply)) => return reply,
+        Err(Err(code)) => code,
     };
-    match encoded {
-        Ok(bytes) => Answer::Message(bytes),
-        Err(error) => {
-            tracing::warn!(%error, "could not write an answer");
-            Answer::Nothing
-        }
-    }
+    only(asked, recursion, code, room, cookie, out);
+    Reply::Written
 }
 
-/// What there is under a name.
-enum Found<'a> {
-    Apex,
-    /// `ns1`, `silo`
-    Host,
-    /// A namespace: there is something below it.
-    Empty,
-    Instance(&'a ZoneEntry),
-    /// A proof for a certificate authority.
-    Texts(&'a [String]),
-    Nothing,
-}
-
-/// Fills in the answer to one query. True if it should be forwarded instead.
-fn resolve(view: &View, owner: Option<&str>, query: &Query, answer: &mut Message) -> bool {
-    let refuse = |answer: &mut Message, code| {
-        answer.metadata.response_code = code;
-        false
-    };
-    if !matches!(query.query_class(), DNSClass::IN | DNSClass::ANY) {
-        return refuse(answer, ResponseCode::Refused);
+/// Whether a name is ours to answer for: how many of its labels stand before the domain, or none if it is a bare name.
+fn place(at: Context<'_>, asked: &Question<'_>) -> Result<Option<usize>, Result<Reply, u16>> {
+    let refused = Err(Err(code::REFUSED));
+    if !asked.is_internet() || matches!(at.asker, Asker::Nobody) {
+        return refused;
     }
-    if matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR) {
-        return refuse(answer, ResponseCode::Refused);
+    if at.table.domain.is_empty() {
+        return Err(Err(code::SERV_FAIL));
     }
-    let Some(domain) = &view.domain else { return refuse(answer, ResponseCode::ServFail) };
-    let name = query.name().to_lowercase();
-    let labels: Vec<&[u8]> = name.iter().collect();
-
-    // A bare name means the asker's own namespace, wherever the zone is.
-    if let (Some(owner), [label]) = (owner, labels.as_slice()) {
-        let entry = std::str::from_utf8(label).ok().and_then(|label| view.zone.namespaces.get(owner)?.get(label));
-        answer.metadata.authoritative = true;
-        match entry {
-            Some(entry) => addresses(answer, query, &[entry.ipv4], &[entry.ipv6], TTL),
-            None => answer.metadata.response_code = ResponseCode::NXDomain,
-        }
-        return false;
-    }
-    if !domain.zone_of(&name) {
-        return if owner.is_some() { true } else { refuse(answer, ResponseCode::Refused) };
-    }
-
-    answer.metadata.authoritative = true;
-    let below = &labels[..labels.len() - usize::from(domain.num_labels())];
-    let zone = &view.zone;
-    let challenge = || zone.challenges.get(name.to_ascii().trim_end_matches('.'));
-    let found = match find(view, below) {
-        Found::Nothing => challenge().map_or(Found::Nothing, |texts| Found::Texts(texts)),
-        found => found,
-    };
-    match found {
-        Found::Nothing => answer.metadata.response_code = ResponseCode::NXDomain,
-        Found::Empty => {}
-        Found::Instance(entry) => addresses(answer, query, &[entry.ipv4], &[entry.ipv6], TTL),
-        Found::Host => addresses(answer, query, &zone.host4, &zone.host6, HOST_TTL),
-        Found::Texts(texts) => {
-            if query.query_type() == RecordType::TXT {
-                let record = |text: &String| Record::from_rdata(query.name().clone(), 0, RData::TXT(TXT::new(vec![text.clone()])));
-                answer.answers.extend(texts.iter().map(record));
-            }
-        }
-        Found::Apex => match query.query_type() {
-            RecordType::SOA => answer.answers.push(soa(view, query.name())),
-            RecordType::NS => {
-                if let Ok(server) = domain.prepend_label("ns1") {
-                    answer.answers.push(Record::from_rdata(query.name().clone(), HOST_TTL, RData::NS(NS(server.clone()))));
-                    answer.additionals.extend(records(&server, &zone.host4, &zone.host6, HOST_TTL));
-                }
-            }
-            _ => addresses(answer, query, &zone.host4, &zone.host6, HOST_TTL),
-        },
-    }
-    if answer.answers.is_empty() {
-        let mut soa = soa(view, domain);
-        soa.ttl = TTL;
-        answer.authorities.push(soa);
-    }
-    false
-}
-
-fn find<'a>(view: &'a View, below: &[&[u8]]) -> Found<'a> {
-    let text = |label: &[u8]| std::str::from_utf8(label).unwrap_or("\u{0}").to_owned();
-    let namespaces = &view.zone.namespaces;
-    match below {
-        [] => Found::Apex,
-        [b"ns1" | b"silo"] => Found::Host,
-        [namespace] if namespaces.contains_key(&text(namespace)) => Found::Empty,
-        [instance, namespace] => {
-            let entry = namespaces.get(&text(namespace)).and_then(|instances| instances.get(&text(instance)));
-            entry.map_or(Found::Nothing, Found::Instance)
-        }
-        _ => Found::Nothing,
-    }
-}
-
-/// Adds what was asked for of some addresses. To ANY the answer is as short as RFC 8482 has it.
-fn addresses(answer: &mut Message, query: &Query, v4: &[std::net::Ipv4Addr], v6: &[std::net::Ipv6Addr], ttl: u32) {
-    let name = query.name();
-    match query.query_type() {
-        RecordType::A => answer.answers.extend(records(name, v4, &[], ttl)),
-        RecordType::AAAA => answer.answers.extend(records(name, &[], v6, ttl)),
-        RecordType::ANY => {
-            let hinfo = HINFO::new("RFC8482".to_owned(), String::new());
-            answer.answers.push(Record::from_rdata(name.clone(), HOST_TTL, RData::HINFO(hinfo)));
-        }
+    let guest = matches!(at.asker, Asker::Guest(_));
+    match asked.kind {
+        kind::AXFR | kind::IXFR if !guest && asked.name.wire() == &*at.table.domain => return Err(Ok(Reply::Transfer)),
+        // Signatures are given beside what they sign.
+        kind::AXFR | kind::IXFR | kind::RRSIG => return refused,
+        kind::MAILA | kind::MAILB | kind::OPT | kind::TSIG => return Err(Err(code::NOT_IMP)),
         _ => {}
     }
+    match asked.name.below(&at.table.domain) {
+        Some(below) => Ok(Some(below)),
+        None if guest && asked.name.labels() == 1 => Ok(None),
+        None if guest => Err(Ok(Reply::Forward)),
+        None => refused,
+    }
 }
 
-fn records(name: &Name, v4: &[std::net::Ipv4Addr], v6: &[std::net::Ipv6Addr], ttl: u32) -> Vec<Record> {
-    let v4 = v4.iter().map(|address| RData::A(A(*address)));
-    let v6 = v6.iter().map(|address| RData::AAAA(AAAA(*address)));
-    v4.chain(v6).map(|data| Record::from_rdata(name.clone(), ttl, data)).collect()
+/// A bare name means the asker's own namespace, wherever the zone is.
+fn bare(at: Context<'_>, asked: &Question<'_>, page: &mut Page<'_>) -> u16 {
+    let Asker::Guest(namespace) = at.asker else { return code::REFUSED };
+    match at.table.find_in(namespace, asked.name.label(0)) {
+        Some(entry) => {
+            let (v4, v6) = at.table.addresses(at.asker, namespace, entry);
+            if let Some((ttl, data)) = addresses(asked.kind, v4, v6, TTL) {
+                page.add(Section::Answer, Set::new(asked.name.wire(), asked.kind, ttl, data));
+            }
+            code::NO_ERROR
+        }
+        None => code::NX_DOMAIN,
+    }
 }
 
-fn soa(view: &View, name: &Name) -> Record {
-    let domain = view.domain.clone().unwrap_or_else(Name::root);
-    let below = |label: &str| domain.prepend_label(label).unwrap_or_else(|_| domain.clone());
-    let serial = view.zone.serial;
-    let minimum = TTL;
-    let data = SOA::new(below("ns1"), below("hostmaster"), serial, 3600, 600, 604_800, minimum);
-    let mut record = Record::from_rdata(name.clone(), HOST_TTL, RData::SOA(data));
-    record.dns_class = DNSClass::IN;
-    record
+/// What is asked for of some addresses.
+fn addresses<'a>(kind: u16, v4: &'a [Ipv4Addr], v6: &'a [Ipv6Addr], ttl: u32) -> Option<(u32, Data<'a>)> {
+    match kind {
+        kind::A => Some((ttl, Data::V4(v4))),
+        kind::AAAA => Some((ttl, Data::V6(v6))),
+        _ => None,
+    }
 }
+
+/// The records of one type that there are under a name, and how long they may be remembered.
+fn given<'a>(at: Context<'a>, found: Found<'a>, kind: u16) -> Option<(u32, Data<'a>)> {
+    let table = at.table;
+    match (found, kind) {
+        (Found::Instance(namespace, entry), _) => {
+            let (v4, v6) = table.addresses(at.asker, namespace, entry);
+            addresses(kind, v4, v6, TTL)
+        }
+        (Found::Apex | Found::Host, kind::A | kind::AAAA) => addresses(kind, &table.host4, &table.host6, HOST_TTL),
+        (Found::Apex, kind::SOA) => Some((HOST_TTL, Data::One(&table.soa))),
+        (Found::Apex, kind::NS) => Some((HOST_TTL, Data::Many(&table.servers))),
+        (Found::Apex, kind::CAA) => Some((HOST_TTL, Data::Many(&table.authorities))),
+        (Found::Apex, kind::DNSKEY) => Some((HOST_TTL, Data::One(at.signer?.key()))),
+        // It looks again and again until it sees the new one: nobody on the way is to remember the old.
+        (Found::Texts(texts), kind::TXT) => Some((0, Data::Many(texts))),
+        _ => None,
+    }
+}
+
+fn in_zone(at: Context<'_>, asked: &Question<'_>, below: usize, page: &mut Page<'_>) -> u16 {
+    let (table, name) = (at.table, asked.name.wire());
+    let found = table.find(name, below);
+    match (found, asked.kind) {
+        (Found::Nothing | Found::Empty, _) => {}
+        (_, kind::ANY) => page.add(Section::Answer, Set::new(name, kind::HINFO, HOST_TTL, Data::One(ANYTHING))),
+        (found, kind) => {
+            if let Some((ttl, data)) = given(at, found, kind) {
+                page.add(Section::Answer, Set::new(name, kind, ttl, data));
+            }
+        }
+    }
+    if (found, asked.kind) == (Found::Apex, kind::NS) {
+        let glue = child(b"ns1", &table.domain);
+        page.add(Section::Additional, Set::new(&glue, kind::A, HOST_TTL, Data::V4(&table.host4)));
+        page.add(Section::Additional, Set::new(&glue, kind::AAAA, HOST_TTL, Data::V6(&table.host6)));
+    }
+    if page.counts[0] == 0 {
+        page.soa(table);
+        if page.signer.is_some() {
+            deny(at, asked, found, below, page);
+        }
+    }
+    if found == Found::Nothing { code::NX_DOMAIN } else { code::NO_ERROR }
+}
+
+/// Proves that there is nothing: the name has other types, or there is neither it nor a wildcard in its place. Made for this question
+/// alone, so that nobody learns another name from it (RFC 4470).
+fn deny(at: Context<'_>, asked: &Question<'_>, found: Found<'_>, below: usize, page: &mut Page<'_>) {
+    let mut nsec = |owner: &[u8], next: &[u8], types: &[u16]| {
+        let data = deny::data(next, types);
+        page.add(Section::Authority, Set::new(owner, kind::NSEC, TTL, Data::One(&data)));
+    };
+    let types = |found: Found<'_>| types(at, found);
+    if found != Found::Nothing {
+        return nsec(asked.name.wire(), &deny::first_below(asked.name.wire()), &types(found));
+    }
+    // The name that exists, nearest above.
+    let nearest = (1..=below).find(|n| at.table.find(asked.name.parent(*n), below - n) != Found::Nothing).unwrap_or(below);
+    let encloser = asked.name.parent(nearest);
+    let missing = asked.name.parent(nearest - 1);
+    let wildcard = child(b"*", encloser);
+    for name in [missing, &wildcard] {
+        match deny::before(name, encloser) {
+            Some(before) => nsec(&before, &deny::after(name), &[]),
+            // Nothing can stand between the two.
+            None => nsec(encloser, &deny::after(name), &types(at.table.find(encloser, below - nearest))),
+        }
+        if label(name) == b"*" {
+            break;
+        }
+    }
+}
+
+/// The types that there are under a name, but for those that every name has.
+fn types(at: Context<'_>, found: Found<'_>) -> Vec<u16> {
+    let table = at.table;
+    let addresses = |v4: &[Ipv4Addr], v6: &[Ipv6Addr]| {
+        let types = [(kind::A, v4.is_empty()), (kind::AAAA, v6.is_empty())];
+        types.into_iter().filter(|(_, none)| !none).map(|(kind, _)| kind).collect::<Vec<u16>>()
+    };
+    match found {
+        Found::Apex => {
+            let mut types = addresses(&table.host4, &table.host6);
+            types.extend([kind::NS, kind::SOA, kind::DNSKEY]);
+            types.extend((!table.authorities.is_empty()).then_some(kind::CAA));
+            types
+        }
+        Found::Host => addresses(&table.host4, &table.host6),
+        Found::Instance(namespace, entry) => {
+            let (v4, v6) = table.addresses(at.asker, namespace, entry);
+            addresses(v4, v6)
+        }
+        Found::Texts(_) => vec![kind::TXT],
+        Found::Empty | Found::Nothing => Vec::new(),
+    }
+}
+
+/// Ends an answer: cuts it if it is too long, adds EDNS if the question had it, and sets the counts.
+fn close(asked: &Question<'_>, counts: [u16; 3], code: u16, room: usize, cookie: Option<&[u8]>, out: &mut Vec<u8>) {
+    let questions = out.len() > 12;
+    let mut counts = counts;
+    if !questions {
+        out.extend_from_slice(&asked.packet[12..asked.end]);
+    }
+    let edns = asked.edns.map_or(0, |_| 11 + cookie.map_or(0, |cookie| 4 + cookie.len()));
+    if out.len() + edns > room {
+        out.truncate(asked.end);
+        out[2] |= 2;
+        counts = [0; 3];
+    }
+    if let Some(edns) = asked.edns {
+        #[expect(clippy::cast_possible_truncation, reason = "it is split into its parts")]
+        out.extend_from_slice(&[
+            0,
+            0,
+            41,
+            (UDP_MAX >> 8) as u8,
+            UDP_MAX as u8,
+            (code >> 4) as u8,
+            0,
+            u8::from(edns.secure) << 7,
+            0,
+        ]);
+        let option = cookie.unwrap_or_default();
+        #[expect(clippy::cast_possible_truncation, reason = "a cookie has 40 bytes at most")]
+        let length = option.len() as u8;
+        if length == 0 {
+            out.extend_from_slice(&[0, 0]);
+        } else {
+            out.extend_from_slice(&[0, 4 + length, 0, 10, 0, length]);
+            out.extend_from_slice(option);
+        }
+        counts[2] += 1;
+    }
+    set_counts(out, counts);
+}
+
+/// Sets the counts of an answer to one question.
+pub fn set_counts(out: &mut [u8], counts: [u16; 3]) {
+    out[5] = 1;
+    for (place, count) in out[6..12].chunks_exact_mut(2).zip(counts) {
+        place.copy_from_slice(&count.to_be_bytes());
+    }
+}
+
+/// The shortest answer: ask again over TCP. It is no longer than its question.
+pub fn cut(asked: &Question<'_>, out: &mut Vec<u8>) {
+    header(asked.packet, false, false, code::NO_ERROR, out);
+    out[2] |= 2;
+    // Of EDNS only what every question that has it has.
+    let bare = Question { edns: asked.edns.map(|edns| super::question::Edns { cookie: None, ..edns }), ..asked.clone() };
+    close(&bare, [0; 3], code::NO_ERROR, UDP_MAX, None, out);
+}
+
+const _: () = assert!(IN == 1, "records are written with this class");
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use hickory_proto::op::MessageType;
-
-    use crate::bus::Zone;
-
-    const STRANGER: &str = "198.51.100.1";
-    const WEB: &str = "10.88.0.2";
-
-    fn view() -> View {
-        let entry = |n: u8| ZoneEntry { ipv4: [10, 88, 0, n].into(), ipv6: format!("fd5e::{n}").parse().unwrap() };
-        let mut zone = Zone { serial: 7, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
-        zone.namespaces.insert("s-aaaaaaaaaaaa".into(), [("web".to_owned(), entry(2)), ("api".to_owned(), entry(3))].into());
-        zone.namespaces.insert("s-bbbbbbbbbbbb".into(), [("db".to_owned(), entry(4))].into());
-        View::new(zone)
-    }
-
-    fn ask(from: &str, name: &str, kind: RecordType) -> Option<Message> {
-        let mut asked = Message::query();
-        asked.queries.push(Query::query(Name::from_ascii(name).unwrap(), kind));
-        match answer(&view(), from.parse().unwrap(), &asked.to_vec().unwrap(), Transport::Udp) {
-            Answer::Message(bytes) => Some(Message::from_vec(&bytes).unwrap()),
-            Answer::Forward => None,
-            Answer::Nothing => panic!("no answer"),
-        }
-    }
-
-    #[test]
-    fn the_zone_is_answered() {
-        use RecordType as T;
-        use ResponseCode as R;
-        // name, type, code, answers, whether a SOA says that there is none
-        let table = [
-            ("seed.example.", T::SOA, R::NoError, vec!["SOA"], false),
-            ("seed.example.", T::NS, R::NoError, vec!["ns1.seed.example."], false),
-            ("seed.example.", T::A, R::NoError, vec!["192.0.2.1"], false),
-            ("seed.example.", T::AAAA, R::NoError, vec![], true),
-            ("seed.example.", T::MX, R::NoError, vec![], true),
-            ("SEED.example.", T::A, R::NoError, vec!["192.0.2.1"], false),
-            ("silo.seed.example.", T::A, R::NoError, vec!["192.0.2.1"], false),
-            ("ns1.seed.example.", T::A, R::NoError, vec!["192.0.2.1"], false),
-            ("web.s-aaaaaaaaaaaa.seed.example.", T::A, R::NoError, vec!["10.88.0.2"], false),
-            ("Web.S-aaaaaaaaaaaa.seed.example.", T::AAAA, R::NoError, vec!["fd5e::2"], false),
-            ("web.s-aaaaaaaaaaaa.seed.example.", T::TXT, R::NoError, vec![], true),
-            ("web.s-aaaaaaaaaaaa.seed.example.", T::ANY, R::NoError, vec!["HINFO"], false),
-            ("s-aaaaaaaaaaaa.seed.example.", T::A, R::NoError, vec![], true),
-            ("s-cccccccccccc.seed.example.", T::A, R::NXDomain, vec![], true),
-            ("db.s-aaaaaaaaaaaa.seed.example.", T::A, R::NXDomain, vec![], true),
-            ("a.web.s-aaaaaaaaaaaa.seed.example.", T::A, R::NXDomain, vec![], true),
-            ("seed.example.", T::AXFR, R::Refused, vec![], false),
-            ("example.", T::A, R::Refused, vec![], false),
-            ("notseed.example.", T::A, R::Refused, vec![], false),
-            ("web.", T::A, R::Refused, vec![], false),
-            (".", T::NS, R::Refused, vec![], false),
-        ];
-        for (name, kind, code, expected, negative) in table {
-            let answer = ask(STRANGER, name, kind).unwrap();
-            assert_eq!(answer.metadata.response_code, code, "{name} {kind}");
-            assert_eq!(answer.metadata.authoritative, code != R::Refused, "{name} {kind}");
-            assert!(!answer.metadata.recursion_available);
-            assert_eq!(answer.queries[0].name().to_ascii(), name, "the question's letters are kept");
-            let got: Vec<String> = answer
-                .answers
-                .iter()
-                .map(|record| match &record.data {
-                    RData::SOA(_) => "SOA".into(),
-                    RData::HINFO(_) => "HINFO".into(),
-                    data => data.to_string(),
-                })
-                .collect();
-            assert_eq!(got, expected, "{name} {kind}");
-            assert_eq!(answer.authorities.iter().any(|record| record.record_type() == T::SOA), negative, "{name} {kind}");
-            assert!(answer.authorities.iter().all(|record| record.ttl == TTL));
-        }
-    }
-
-    #[test]
-    fn an_instance_sees_its_namespace_and_the_world() {
-        for (name, expected) in [("web.", Some("10.88.0.2")), ("API.", Some("10.88.0.3")), ("db.", None), ("localhost.", None)] {
-            let answer = ask(WEB, name, RecordType::A).unwrap();
-            assert_eq!(answer.answers.first().map(|record| record.data.to_string()).as_deref(), expected, "{name}");
-            assert_eq!(answer.metadata.response_code == ResponseCode::NXDomain, expected.is_none());
-            assert!(answer.metadata.recursion_available);
-        }
-        assert_eq!(ask("fd5e::2", "api.", RecordType::AAAA).unwrap().answers[0].data.to_string(), "fd5e::3");
-        assert_eq!(ask("fd5e::4", "api.", RecordType::AAAA).unwrap().metadata.response_code, ResponseCode::NXDomain);
-        assert!(ask(WEB, "example.org.", RecordType::A).is_none(), "is forwarded");
-        assert!(ask(WEB, "db.s-bbbbbbbbbbbb.seed.example.", RecordType::A).is_some(), "is ours");
-    }
-
-    #[test]
-    fn odd_messages_get_the_code_they_deserve() {
-        let stranger: IpAddr = STRANGER.parse().unwrap();
-        let code = |message: &Message| match answer(&view(), stranger, &message.to_vec().unwrap(), Transport::Udp) {
-            Answer::Message(bytes) => Some(Message::from_vec(&bytes).unwrap()),
-            Answer::Forward | Answer::Nothing => None,
-        };
-        let query = Query::query(Name::from_ascii("seed.example.").unwrap(), RecordType::A);
-        let mut response = Message::response(1, OpCode::Query);
-        response.queries.push(query.clone());
-        assert!(code(&response).is_none(), "answers are not answered");
-        let mut two = Message::query();
-        two.queries.extend([query.clone(), query.clone()]);
-        assert_eq!(code(&two).unwrap().metadata.response_code, ResponseCode::FormErr);
-        let mut update = Message::new(3, MessageType::Query, OpCode::Update);
-        update.queries.push(query.clone());
-        assert_eq!(code(&update).unwrap().metadata.response_code, ResponseCode::NotImp);
-        let mut new = Message::query();
-        new.queries.push(query.clone());
-        let mut edns = Edns::new();
-        edns.set_version(1).set_max_payload(4096);
-        new.edns = Some(edns);
-        let answered = code(&new).unwrap();
-        assert_eq!(answered.edns.as_ref().unwrap().rcode_high(), ResponseCode::BADVERS.high());
-        assert_eq!(answered.edns.unwrap().max_payload(), UDP_MAX);
-        let mut chaos = Message::query();
-        chaos.queries.push(query);
-        chaos.queries[0].set_query_class(DNSClass::CH);
-        assert_eq!(code(&chaos).unwrap().metadata.response_code, ResponseCode::Refused);
-        assert!(matches!(answer(&View::default(), stranger, &new.to_vec().unwrap(), Transport::Udp), Answer::Message(_)));
-    }
-
-    #[test]
-    fn what_does_not_fit_is_cut_and_said_so() {
-        let mut zone = view().zone;
-        zone.host4 = (0..100).map(|n| [192, 0, 2, n].into()).collect();
-        let view = View::new(zone);
-        let mut asked = Message::query();
-        asked.queries.push(Query::query(Name::from_ascii("seed.example.").unwrap(), RecordType::A));
-        for (transport, cut) in [(Transport::Udp, true), (Transport::Tcp, false)] {
-            let Answer::Message(bytes) = answer(&view, STRANGER.parse().unwrap(), &asked.to_vec().unwrap(), transport) else {
-                panic!()
-            };
-            assert_eq!(Message::from_vec(&bytes).unwrap().metadata.truncation, cut);
-            assert_eq!(bytes.len() <= 512, cut);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_packet_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-            answer(&view(), STRANGER.parse().unwrap(), &bytes, Transport::Udp);
-            answer(&view(), WEB.parse().unwrap(), &bytes, Transport::Tcp);
-            failed(&bytes);
-        }
-    }
-}
+#[path = "answer_tests.rs"]
+mod tests;

@@ -1,0 +1,83 @@
+//! The section `[dns]`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use ipnet::IpNet;
+
+use super::{Reader, directory, net, server};
+use crate::spec::name::Domain;
+
+/// How the zone is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// Name servers besides `ns1` of the domain.
+    pub nameservers: Vec<String>,
+    /// The values of CAA records of the apex that let an authority issue certificates.
+    pub caa: Vec<String>,
+    /// Networks that are told the inside addresses of all instances.
+    pub inside: Vec<IpNet>,
+    /// Answers a second over UDP to one neighbourhood of addresses; 0 for no limit.
+    pub answers_per_second: u32,
+    /// Servers that may take the whole zone, and the file of the key that they have to know.
+    pub secondaries: Vec<SocketAddr>,
+    pub transfer_key: Option<PathBuf>,
+    /// Whether the zone is signed.
+    pub dnssec: bool,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            nameservers: Vec::new(),
+            caa: Vec::new(),
+            inside: Vec::new(),
+            answers_per_second: 200,
+            secondaries: Vec::new(),
+            transfer_key: None,
+            dnssec: false,
+        }
+    }
+}
+
+pub(super) fn read(reader: &mut Reader<'_>) -> Dns {
+    let base = Dns::default();
+    let dns = Dns {
+        nameservers: reader.list("dns", "nameservers", name_server),
+        caa: reader.list("dns", "caa", issuer),
+        inside: reader.list("dns", "inside", net),
+        answers_per_second: reader.number("dns", "answers_per_second", base.answers_per_second, 0..=100_000),
+        secondaries: reader.list("dns", "secondaries", server),
+        transfer_key: reader
+            .parsed("dns", "transfer_key", None, |text| if text.is_empty() { Ok(None) } else { directory(text).map(Some) }),
+        dnssec: reader.flag("dns", "dnssec", base.dnssec),
+    };
+    if !dns.secondaries.is_empty() && dns.transfer_key.is_none() {
+        let what = "is missing, and there are secondaries: write the path of a file with hmac-sha256:NAME:SECRET, readable by seed";
+        reader.demand("dns", "transfer_key", what);
+    }
+    if !dns.secondaries.is_empty() && dns.dnssec {
+        let what = "cannot stand together with secondaries: signatures are made for each answer, and a copy of the zone has none; \
+                    leave one of the two out";
+        reader.demand("dns", "dnssec", what);
+    }
+    dns
+}
+
+fn name_server(text: &str) -> Result<String, String> {
+    let name = text.trim_end_matches('.').to_ascii_lowercase();
+    let domain = name.parse::<Domain>().map(|_| name);
+    domain.map_err(|_| "is no name of a server: write one, as in \"ns2.example.net\"".to_owned())
+}
+
+/// The value of `issue`: a domain, and parameters of the authority's own behind it.
+fn issuer(text: &str) -> Result<String, String> {
+    let printable = text.len() <= 200 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    let domain = text.split(';').next().unwrap_or_default().trim();
+    // A lone semicolon lets nobody issue.
+    if printable && (text.trim() == ";" || domain.parse::<Domain>().is_ok()) {
+        Ok(text.to_owned())
+    } else {
+        Err("is no authority: write its domain, as in \"letsencrypt.org\", or \"letsencrypt.org; validationmethods=dns-01\""
+            .to_owned())
+    }
+}
