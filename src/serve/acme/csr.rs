@@ -181,16 +181,19 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(super::super::cases()))]
+        #![proptest_config(ProptestConfig::with_cases(crate::serve::acme::cases()))]
 
         #[test]
         fn no_bytes_are_more_than_refused(at in 0usize..400, byte in any::<u8>(), tail in proptest::collection::vec(any::<u8>(), 0..64)) {
             let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
             let mut der = csr(&["web.x.example"], &key);
+            let good = Csr::parse(&der, &account()).unwrap();
             let at = at % der.len();
             der[at] ^= byte;
-            if byte != 0 {
-                prop_assert!(Csr::parse(&der, &account()).is_err(), "a CSR that was changed at {at} is refused");
+            // What wraps the signed part may be written in more ways than one; nothing that matters is another for it.
+            if let Ok(read) = Csr::parse(&der, &account()) {
+                prop_assert_eq!(&read.names, &BTreeSet::from(["web.x.example".to_owned()]));
+                prop_assert_eq!(&read.key, &good.key, "a CSR that was changed at {}", at);
             }
             der.truncate(at);
             der.extend(&tail);

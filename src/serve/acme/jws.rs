@@ -135,7 +135,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(super::super::cases()))]
+        #![proptest_config(ProptestConfig::with_cases(crate::serve::acme::cases()))]
 
         #[test]
         fn no_body_is_more_than_refused(body in proptest::collection::vec(any::<u8>(), 0..400)) {

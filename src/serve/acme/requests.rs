@@ -155,7 +155,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(super::super::cases()))]
+        #![proptest_config(ProptestConfig::with_cases(crate::serve::acme::cases()))]
 
         #[test]
         fn any_order_is_names_or_a_problem(kind in ".{0,5}", value in ".{0,300}", contact in ".{0,60}", text in ".{0,200}") {
