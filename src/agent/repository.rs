@@ -331,7 +331,7 @@ mod tests {
         let owner = access::fingerprint(b"owner");
         let grants = vec![Grant::deploy(key.clone())];
         let repository = Repository { keys: grants.clone(), ..Repository::new("a".parse().unwrap(), owner.clone(), 0) };
-        let both = vec![grants[0].clone(), Grant::deploy(other.clone())];
+        let both = vec![grants[0].clone(), Grant::deploy(other)];
         let admin = format!("environment=\"SEED_ROLE=admin\" {text}");
         let file = |text: &str| Ok(Some(text.to_owned()));
         let table = [

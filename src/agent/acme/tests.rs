@@ -196,7 +196,7 @@ fn documents_survive_being_written() {
     let changes = [
         Change::AcmeAccount(account.clone(), Some(ledger.accounts[&account].clone())),
         Change::AcmeOrder(order.id.clone(), Some(ledger.orders[&order.id].clone())),
-        Change::AcmeOrder(open.id.clone(), Some(open.clone())),
+        Change::AcmeOrder(open.id.clone(), Some(open)),
         Change::AcmeCertificate(order.id.clone(), Some(ledger.certificates[&order.id].clone())),
     ];
     for change in changes {
