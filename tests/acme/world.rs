@@ -80,7 +80,6 @@ pub struct World {
     ssh: TcpListener,
     ca_port: u16,
     roots_port: u16,
-    proof_port: u16,
     /// Of a hundred good nonces.
     rejects: u32,
     agent: Option<Runtime>,
@@ -152,7 +151,6 @@ impl World {
             ssh: free(),
             ca_port: free().local_addr().unwrap().port(),
             roots_port: free().local_addr().unwrap().port(),
-            proof_port: free().local_addr().unwrap().port(),
             rejects: 20,
             agent: None,
             doors: None,
@@ -174,16 +172,6 @@ impl World {
     /// The address of the directory, as guests are told it.
     pub fn directory_url(&self) -> String {
         format!("http://127.0.0.1:{}/acme/directory", self.port)
-    }
-
-    /// The address of the CA's own.
-    pub fn ca_directory(&self) -> String {
-        format!("https://127.0.0.1:{}/dir", self.ca_port)
-    }
-
-    /// Where the CA looks for a proof over HTTP.
-    pub fn proof_address(&self) -> String {
-        format!("127.0.0.1:{}", self.proof_port)
     }
 
     pub fn ledger(&self) -> Ledger {
@@ -219,7 +207,7 @@ impl World {
             "listenAddress": format!("127.0.0.1:{}", self.ca_port),
             "managementListenAddress": format!("127.0.0.1:{}", self.roots_port),
             "certificate": self.path("ca.pem"), "privateKey": self.path("ca.key"),
-            "httpPort": self.proof_port, "tlsPort": 1, "ocspResponderURL": "", "externalAccountBindingRequired": false,
+            "httpPort": 1, "tlsPort": 1, "ocspResponderURL": "", "externalAccountBindingRequired": false,
         } });
         std::fs::write(self.path("pebble.json"), config.to_string()).unwrap();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("pebble.log")).unwrap();
@@ -326,7 +314,7 @@ impl World {
         settings.acme = serve::acme::Settings {
             instances: vec!["127.0.0.0/8".parse().unwrap()],
             ca: Some(Ca {
-                directory: self.ca_directory(),
+                directory: format!("https://127.0.0.1:{}/dir", self.ca_port),
                 email: Some("operator@seed.example".to_owned()),
                 binding: None,
                 root: Some(self.path("root.pem")),
