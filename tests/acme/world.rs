@@ -56,6 +56,9 @@ impl Builder for NoBuilder {
     }
 }
 
+/// The key of this host as a customer of the CA's, in base64url.
+const CUSTOMER: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+
 /// What a tenant is known by here. The first has 127.0.0.1, the second 127.0.0.2.
 pub const TENANTS: [&str; 2] = ["first", "second"];
 
@@ -82,6 +85,8 @@ pub struct World {
     roots_port: u16,
     /// Of a hundred good nonces.
     rejects: u32,
+    /// Whether the CA knows its customers by a key.
+    bound: bool,
     agent: Option<Runtime>,
     doors: Option<Runtime>,
     pebble: Option<Child>,
@@ -127,8 +132,19 @@ impl World {
         world
     }
 
+    /// Everything is up; the CA wants an external account binding.
+    pub fn bound() -> Self {
+        let mut world = Self::prepared(true);
+        world.start_ca();
+        world
+    }
+
     /// Everything but the CA is up.
     pub fn without_ca() -> Self {
+        Self::prepared(false)
+    }
+
+    fn prepared(bound: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path();
         std::fs::write(at.join("bus.conf"), bus_configuration(at)).unwrap();
@@ -152,6 +168,7 @@ impl World {
             ca_port: free().local_addr().unwrap().port(),
             roots_port: free().local_addr().unwrap().port(),
             rejects: 20,
+            bound,
             agent: None,
             doors: None,
             pebble: None,
@@ -203,12 +220,16 @@ impl World {
 
     /// Starts pebble. It remembers nothing of an earlier life.
     pub fn start_ca(&mut self) {
-        let config = json!({ "pebble": {
+        let mut config = json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{}", self.ca_port),
             "managementListenAddress": format!("127.0.0.1:{}", self.roots_port),
             "certificate": self.path("ca.pem"), "privateKey": self.path("ca.key"),
             "httpPort": 1, "tlsPort": 1, "ocspResponderURL": "", "externalAccountBindingRequired": false,
         } });
+        if self.bound {
+            config["pebble"]["externalAccountBindingRequired"] = json!(true);
+            config["pebble"]["externalAccountMACKeys"] = json!({ "kid-1": CUSTOMER });
+        }
         std::fs::write(self.path("pebble.json"), config.to_string()).unwrap();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("pebble.log")).unwrap();
         let mut pebble = command("pebble");
@@ -227,6 +248,34 @@ impl World {
         // What signs the tenants' certificates.
         let url = format!("https://127.0.0.1:{}/roots/0", self.roots_port);
         run(command("curl").args(["-sS", "--cacert"]).arg(self.path("root.pem")).arg("-o").arg(self.path("roots.pem")).arg(url));
+    }
+
+    /// Starts a CA that gives these answers, whatever it is asked: path, status, body.
+    pub fn start_false_ca(&mut self, answers: &[(&str, u16, String)]) {
+        let mut text = format!(
+            "{{\n admin off\n auto_https off\n storage file_system {0}\n}}\nhttps://127.0.0.1:{1} {{\n tls {2} {3}\n \
+             header Replay-Nonce nonce\n header Location https://127.0.0.1:{1}/located\n",
+            self.path("false-ca").display(),
+            self.ca_port,
+            self.path("ca.pem").display(),
+            self.path("ca.key").display()
+        );
+        for (path, status, body) in answers {
+            text.push_str(&format!(" respond {path} `{body}` {status}\n"));
+        }
+        text.push_str("}\n");
+        std::fs::write(self.path("FalseCa"), text.replace("CA/", &format!("https://127.0.0.1:{}/", self.ca_port))).unwrap();
+        let log = std::fs::File::create(self.path("pebble.log")).unwrap();
+        let mut caddy = command("caddy");
+        caddy.args(["run", "--adapter", "caddyfile", "--config"]).arg(self.path("FalseCa")).env("HOME", self.path("home"));
+        self.pebble = Some(caddy.stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, self.ca_port));
+        until("the false CA", || std::net::TcpStream::connect(at).is_ok());
+    }
+
+    /// In the place of the CA, something that takes connections and says nothing.
+    pub fn silent_ca(&self) -> TcpListener {
+        TcpListener::bind(("127.0.0.1", self.ca_port)).unwrap()
     }
 
     pub fn stop_ca(&mut self) {
@@ -310,13 +359,14 @@ impl World {
             secondaries: vec![],
             transfer_key: None,
         };
+        std::fs::write(self.path("customer"), format!("{CUSTOMER}\n")).unwrap();
         let mut settings = serve::Settings::new("seed.example".parse().unwrap(), self.path("repos"), self.path("ssh/key"), dns);
         settings.acme = serve::acme::Settings {
             instances: vec!["127.0.0.0/8".parse().unwrap()],
             ca: Some(Ca {
                 directory: format!("https://127.0.0.1:{}/dir", self.ca_port),
                 email: Some("operator@seed.example".to_owned()),
-                binding: None,
+                binding: self.bound.then(|| ("kid-1".to_owned(), self.path("customer"))),
                 root: Some(self.path("root.pem")),
                 account: self.path("account"),
             }),

@@ -40,7 +40,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 let question = serde_json::from_str(&question).map_err(unreadable)?;
                 self.acme_ask(&address, question).await.map(|told| json(&told))
             }
-            Request::Work => Ok(json(&self.acme_work())),
+            Request::Work => self.acme_work().await,
             Request::Report { report } => {
                 let report = serde_json::from_str(&report).map_err(unreadable)?;
                 self.acme_report(report).await
@@ -75,10 +75,16 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    /// The orders for which the CA is to be asked: of instances that are still wanted.
-    fn acme_work(&self) -> Vec<&Order> {
-        let orders = self.memory.acme.orders.values();
-        orders.filter(|order| matches!(order.stage, Stage::Working(_)) && self.is_wanted(&order.instance)).collect()
+    /// The orders for which the CA is to be asked. Those of instances that are not wanted any more end here, and their proofs with them.
+    async fn acme_work(&mut self) -> Result<Reply, Refusal> {
+        let working = |order: &&Order| matches!(order.stage, Stage::Working(_));
+        let orders = self.memory.acme.orders.values().filter(working);
+        let gone: Vec<String> = orders.filter(|order| !self.is_wanted(&order.instance)).map(|order| order.id.clone()).collect();
+        for order in gone {
+            let problem = Problem::new(403, "rejectedIdentifier", "the instance does not exist any more");
+            self.acme_report(Report::Failed { order, problem }).await?;
+        }
+        Ok(json(&self.memory.acme.orders.values().filter(working).collect::<Vec<_>>()))
     }
 
     async fn acme_report(&mut self, report: Report) -> Result<Reply, Refusal> {
