@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 # Tests may unwrap, that is how they fail; and they meet the machine.
-TESTS_MAY := $(addprefix -A clippy::,unwrap_used disallowed_methods disallowed_types print_stdout print_stderr exit await_holding_lock)
+TESTS_MAY := $(addprefix -A clippy::,unwrap_used disallowed_methods disallowed_types print_stdout print_stderr exit)
 
 .PHONY: help
 help: ## Show this list

@@ -13,6 +13,7 @@ use crate::{
 const INSTANCES: usize = 1000;
 const STARTS: usize = 10;
 const PASSES: usize = 5;
+const STATUSES: usize = 10;
 const MORE: usize = 5;
 
 pub fn rows() -> Vec<Row> {
@@ -49,6 +50,8 @@ pub fn rows() -> Vec<Row> {
             "µs",
             17.4,
         ),
+        Row::new("status-cpu", "tenants", "status of 1,000 instances: CPU of the agent", "-", "ms", 50.0),
+        Row::known("status-first", "tenants", "the first status after the agent's start: CPU of the agent", "-", "ms"),
         Row::new("pass-memory", "C-P12", "memory (PSS) of the agent, an instance", "-", "KiB", 16.0),
     ]
 }
@@ -153,6 +156,20 @@ fn until_running(host: &Measured, count: usize) -> (f64, f64) {
     ((host.pid1_cpu() - before) / 1e3, host.cpu(&["seed-agent.service"]) / 1e3)
 }
 
+/// Status as the operator asks for it: everything. What systemd told once is not asked again until it changes.
+fn statuses(host: &Measured, sheet: &mut Sheet) {
+    let cpu = |count: usize| {
+        let before = host.cpu(&["seed-agent.service"]);
+        let wall = host.run(&[WORKER, "worker", "statuses", &count.to_string(), &INSTANCES.to_string()]);
+        let wall: f64 = wall.trim().parse().expect("microseconds");
+        ((host.cpu(&["seed-agent.service"]) - before) / count as f64 / 1e3, wall / 1e3)
+    };
+    let (first, wall) = cpu(1);
+    sheet.set("status-first", first, format!("{wall:.0} ms until the answer"));
+    let (each, wall) = cpu(STATUSES);
+    sheet.set("status-cpu", each, format!("{STATUSES} in a row; {wall:.0} ms until the answer"));
+}
+
 fn converge(host: &Measured, sheet: &mut Sheet, empty: u64) {
     // The first look reads every file, the second those that were younger than two seconds.
     std::thread::sleep(Duration::from_secs(8));
@@ -175,6 +192,7 @@ fn converge(host: &Measured, sheet: &mut Sheet, empty: u64) {
         bytes / per,
         format!("{:.0} KiB a pass, the question and its answer included", bytes / PASSES as f64 / 1024.0),
     );
+    statuses(host, sheet);
     let (cpu, pid1) = (host.cpu(&["seed-agent.service"]), host.pid1_cpu());
     let wall = passes(host);
     let ms = |micros: f64| micros / PASSES as f64 / 1e3;

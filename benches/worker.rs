@@ -47,6 +47,7 @@ pub fn run(words: &[String]) -> Option<ExitCode> {
         ["crowd", _] => runtime.block_on(crowd(number(1))),
         ["starts", prefix, _] => runtime.block_on(starts(prefix, number(2))),
         ["plans", _] => runtime.block_on(plans(number(1))),
+        ["statuses", _, _] => runtime.block_on(statuses(number(1), number(2))),
         ["namespace"] => println!("{}", namespace()),
         ["cheap", id] => cheap(&id.parse().expect("an instance")),
         ["notify", path] => notify(Path::new(path)),
@@ -169,13 +170,29 @@ async fn plans(count: usize) {
     println!("{}", times[times.len() / 2]);
 }
 
+/// Asks the agent for the status of everything; prints the median time in microseconds. So many instances must run.
+async fn statuses(count: usize, instances: usize) {
+    let bus = zbus::Connection::system().await.expect("a bus");
+    let agent = seed::bus::SeedProxy::new(&bus).await.expect("an agent");
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let began = Instant::now();
+        let status = agent.status("", "").await.expect("a status");
+        times.push(began.elapsed().as_micros());
+        let running = status.matches("\"state\":\"running\"").count();
+        assert_eq!(running, instances, "{}", status.chars().take(600).collect::<String>());
+    }
+    times.sort_unstable();
+    println!("{}", times[times.len() / 2]);
+}
+
 /// Makes the machine look to the agent as if `count` instances ran: units that are active, files, taps. No unit has a process: systemd
 /// loads each from a file that needs none, and then the file gets the text that is rendered.
 async fn crowd(count: usize) {
     let layout = layout();
     let wanted = |n: usize| Wanted { instance: instance(false), lease: Lease(n as u16) };
     let id = |n| InstanceId { namespace: namespace(), name: name(n) };
-    let desired = Desired { instances: (0..count).map(|n| (id(n), wanted(n))).collect() };
+    let desired = Desired { instances: (0..count).map(|n| (id(n), wanted(n))).collect(), ..Desired::default() };
     let target = render::target(&desired, &layout);
     let units: Vec<_> = target.instances.values().flat_map(|one| &one.units).collect();
     fs::create_dir_all(&layout.units).unwrap();

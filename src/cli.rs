@@ -45,7 +45,8 @@ use crate::{
 
 /// A NixOS host as a small cloud: git push a NixOS module, get a microVM
 #[derive(Debug, Parser)]
-#[command(name = "seed", version, max_term_width = 100)]
+#[command(name = "seed", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "`seed help` shows the verbs: status, logs, deploys, … They are the same as over SSH.")]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -53,24 +54,6 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show every instance, or those of one namespace
-    #[command(disable_help_flag = true)]
-    Status(Words),
-    /// Show what the agent would change now
-    #[command(disable_help_flag = true)]
-    Plan(Words),
-    /// Show the journal and console of an instance
-    #[command(disable_help_flag = true)]
-    Logs(Words),
-    /// Power an instance off and start it again
-    #[command(disable_help_flag = true)]
-    Restart(Words),
-    /// Deploy what the default branch of a repository is at, again
-    #[command(disable_help_flag = true)]
-    Deploy(Words),
-    /// Make, list and revoke invite codes: invite new, invite list, invite revoke ID
-    #[command(disable_help_flag = true)]
-    Invite(Words),
     /// Show what the zone above this host's needs to have: name servers, their addresses, and the DS record if this zone is signed
     Dns(ConfigFlag),
     /// Check a configuration and say every problem with it
@@ -99,13 +82,14 @@ enum Verb {
     /// Become virtiofsd with a view of one closure; seed-store@….service starts it
     #[command(hide = true)]
     StoreView(launch::store_view::Args),
-}
-
-/// The words of a verb that is the same over SSH: `crate::serve::shell` reads them.
-#[derive(Debug, Args)]
-struct Words {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    words: Vec<String>,
+    /// Print what a shell needs to complete the command line: source <(seed completion bash)
+    Completion { shell: clap_complete::Shell },
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man { folder: PathBuf },
+    /// The same as over SSH: `crate::serve::shell` reads the words.
+    #[command(external_subcommand)]
+    Shell(Vec<String>),
 }
 
 #[derive(Debug, Args)]
@@ -129,12 +113,16 @@ pub fn main() -> ExitCode {
 
 fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Status(words) => ask("status", words),
-        Verb::Plan(words) => ask("plan", words),
-        Verb::Logs(words) => ask("logs", words),
-        Verb::Restart(words) => ask("restart", words),
-        Verb::Deploy(words) => ask("deploy", words),
-        Verb::Invite(words) => ask("invite", words),
+        Verb::Shell(words) => ask(&words),
+        Verb::Completion { shell } => {
+            clap_complete::generate(shell, &mut documented(), "seed", &mut std::io::stdout().lock());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Man { folder } => {
+            std::fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
+            clap_mangen::generate_to(documented(), &folder).with_context(|| format!("could not write to {}", folder.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::CheckConfig { file } => {
             Config::load(&file)?;
             println!("{} can be used", file.display());
@@ -299,9 +287,41 @@ fn acme(config: &Config) -> serve::acme::Settings {
     serve::acme::Settings { instances: vec![config.network.pool4.into(), config.network.pool6.into()], ca }
 }
 
+/// The command line with every verb spelled out, for completion and manual pages.
+fn documented() -> clap::Command {
+    let verb = |known: serve::shell::Known| {
+        let argument = |(long, short, value, what): &(&'static str, Option<char>, Option<&'static str>, &'static str)| {
+            let argument = clap::Arg::new(*long).long(*long).short(*short).help(*what);
+            match value {
+                Some(name) => argument.value_name(*name),
+                None => argument.action(clap::ArgAction::SetTrue),
+            }
+        };
+        clap::Command::new(known.name)
+            .about(known.short)
+            .long_about(format!("{}.\n\n{}", known.short, known.long))
+            .override_usage(format!("seed {}", known.usage))
+            .args(known.options.iter().map(argument))
+            .arg(clap::Arg::new("json").long("json").help("Print documents instead of tables").action(clap::ArgAction::SetTrue))
+            .arg(clap::Arg::new("words").num_args(0..).value_name("WORD").help("What it is about"))
+    };
+    let command = <Cli as clap::CommandFactory>::command().allow_external_subcommands(false);
+    serve::shell::verbs().fold(command, |command, known| command.subcommand(verb(known)))
+}
+
 /// Runs a verb as the operator, over the bus. It prints its own errors.
-fn ask(verb: &str, words: Words) -> anyhow::Result<ExitCode> {
-    let words: Vec<String> = std::iter::once(verb.to_owned()).chain(words.words).collect();
+fn ask(words: &[String]) -> anyhow::Result<ExitCode> {
+    match serve::shell::alone(words, true) {
+        Some(Ok(text)) => {
+            print!("{text}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(Err(refusal)) => {
+            eprintln!("error: {}", agent::request::text(&refusal));
+            return Ok(ExitCode::from(refusal.exit_code()));
+        }
+        None => {}
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("could not start the runtime")?;
     runtime.block_on(async {
         let bus = zbus::Connection::system().await.context("could not reach the system bus")?;
@@ -309,7 +329,7 @@ fn ask(verb: &str, words: Words) -> anyhow::Result<ExitCode> {
         let terminal = std::io::stdout().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
         let look = serve::shell::Look { terminal, colour };
-        let code = serve::shell::run(&words, None, &agent, tokio::io::stdout(), tokio::io::stderr(), look).await;
+        let code = serve::shell::run(words, None, &agent, tokio::io::stdout(), tokio::io::stderr(), look).await;
         Ok(ExitCode::from(code))
     })
 }
@@ -376,27 +396,60 @@ mod tests {
 
     use super::*;
 
-    fn words(line: &str) -> Vec<String> {
-        let cli = Cli::try_parse_from(std::iter::once("seed").chain(line.split(' '))).expect("understood");
-        match cli.verb {
-            Verb::Status(words) | Verb::Plan(words) | Verb::Logs(words) | Verb::Restart(words) | Verb::Invite(words) => words.words,
-            other => panic!("{other:?} is no verb of the shell"),
-        }
-    }
-
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+        documented().debug_assert();
     }
 
     #[test]
     fn verbs_of_the_shell_get_their_words_as_they_are() {
-        for line in
-            ["status", "status --json", "status --help", "logs web -f --lines 20", "invite new --uses 3", "logs --lines=1 -- -x"]
-        {
-            let given: Vec<&str> = line.split(' ').skip(1).collect();
-            assert_eq!(words(line), given, "{line}");
+        for line in [
+            "status",
+            "status --json",
+            "status --help",
+            "help logs",
+            "logs web -f --lines 20",
+            "invite new --uses 3",
+            "logs --lines=1 -- -x",
+        ] {
+            let given: Vec<&str> = line.split(' ').collect();
+            let cli = Cli::try_parse_from(std::iter::once("seed").chain(line.split(' '))).expect("understood");
+            let Verb::Shell(words) = cli.verb else { panic!("{line} is no verb of the shell") };
+            assert_eq!(words, given, "{line}");
         }
+    }
+
+    #[test]
+    fn every_verb_is_completed_and_has_a_manual_page() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut documented(), "seed", &mut script);
+            let script = String::from_utf8(script).expect("text");
+            for known in serve::shell::verbs() {
+                assert!(script.contains(known.name), "{shell}: {}", known.name);
+                for (long, ..) in known.options {
+                    assert!(script.contains(long), "{shell}: {} --{long}", known.name);
+                }
+            }
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        clap_mangen::generate_to(documented(), dir.path()).expect("written");
+        for known in serve::shell::verbs() {
+            let page = std::fs::read_to_string(dir.path().join(format!("seed-{}.1", known.name))).expect("a page");
+            assert!(page.contains(".SH NAME"), "{}", known.name);
+        }
+    }
+
+    #[test]
+    fn what_needs_nobody_is_answered_alone() {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for (line, expected) in [("help", "rollback"), ("help rollback", "GENERATION"), ("rollback --help", "GENERATION")] {
+            let text = serve::shell::alone(&words(line), true).expect("answered").expect("help");
+            assert!(text.contains(expected), "{text}");
+        }
+        assert!(serve::shell::alone(&words("statsu"), true).is_some_and(|answer| answer.is_err()));
+        assert!(serve::shell::alone(&words("status"), true).is_none());
     }
 
     #[test]

@@ -83,10 +83,17 @@ fn instance() -> impl Strategy<Value = Instance> {
 }
 
 fn desired() -> impl Strategy<Value = Desired> {
-    prop::collection::vec(prop::option::of(instance()), ids().len()).prop_map(|chosen| {
-        let each = ids().into_iter().zip(0..).zip(chosen);
-        let wanted = each.filter_map(|((id, lease), one)| Some((id, Wanted { instance: one?, lease: Lease(lease) })));
-        Desired { instances: wanted.collect() }
+    let one = (prop::option::of(instance()), prop::bool::weighted(0.2));
+    prop::collection::vec(one, ids().len()).prop_map(|chosen| {
+        let mut desired = Desired::default();
+        for ((id, lease), (one, stopped)) in ids().into_iter().zip(0..).zip(chosen) {
+            let Some(instance) = one else { continue };
+            if stopped {
+                desired.stopped.insert(id.clone());
+            }
+            desired.instances.insert(id, Wanted { instance, lease: Lease(lease) });
+        }
+        desired
     })
 }
 
@@ -158,7 +165,7 @@ fn assert_converged(sim: &Sim, target: &Target) {
 fn assert_running(sim: &Sim, target: &Target) {
     for (id, wanted) in &target.instances {
         let text = &wanted.units.last().unwrap().text;
-        assert_eq!(sim.running(id).as_ref(), Some(text), "{id}");
+        assert_eq!(sim.running(id).as_ref(), Some(text).filter(|_| wanted.runs), "{id}");
         for (name, size) in &wanted.volumes {
             assert!(sim.look().instances[id].volumes[name] >= *size, "{id} {name}");
         }
@@ -180,7 +187,7 @@ proptest! {
         assert_running(&sim, &b);
         for (id, same) in a.instances.iter().filter(|(id, wanted)| b.instances.get(id) == Some(wanted)) {
             prop_assert!(steps.iter().all(|step| step.instance() != Some(id)), "{id}");
-            prop_assert_eq!(sim.boots(id), 1);
+            prop_assert_eq!(sim.boots(id), u32::from(same.runs));
             prop_assert!(!same.units.is_empty());
         }
     }
@@ -253,7 +260,7 @@ fn one(id: &str, change: impl FnOnce(&mut Instance)) -> Desired {
         tpm: false,
     };
     change(&mut instance);
-    Desired { instances: BTreeMap::from([(id.parse().unwrap(), Wanted { instance, lease: Lease(0) })]) }
+    Desired { instances: BTreeMap::from([(id.parse().unwrap(), Wanted { instance, lease: Lease(0) })]), ..Desired::default() }
 }
 
 const WEB: &str = "s-aaaaaaaaaaaa/web";

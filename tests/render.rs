@@ -72,7 +72,8 @@ fn layout(vmm: &str) -> Layout {
 fn render(folder: &Path) -> BTreeMap<String, String> {
     let case: Case = serde_json::from_str(&fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
     let wanted = |one: CaseInstance| Wanted { instance: one.instance, lease: one.lease };
-    let desired = Desired { instances: case.instances.into_iter().map(|(id, one)| (id, wanted(one))).collect() };
+    let desired =
+        Desired { instances: case.instances.into_iter().map(|(id, one)| (id, wanted(one))).collect(), ..Desired::default() };
     let target = target(&desired, &layout(&case.vmm));
     let mut made = BTreeMap::from([("firewall.nft".to_owned(), target.firewall)]);
     for (id, instance) in target.instances {

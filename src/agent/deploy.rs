@@ -16,9 +16,9 @@ use crate::{
         desired::{self, Change as InstanceChange, Deployment},
         instance::Instance,
         manifest::{self, Manifest, Problem},
-        name::{Generation, InstanceId, InstanceName, Namespace},
+        name::{Generation, InstanceId, InstanceName, KeyId, Namespace},
     },
-    state::Ask,
+    state::{Ask, Pin},
 };
 
 /// The most instances that one flake may have.
@@ -45,6 +45,12 @@ pub(super) struct Deploy<H, B> {
     pub(super) good: Option<Deployment>,
     /// Replaced deployments whose systems are kept.
     pub(super) kept: Vec<Deployment>,
+    /// What deploys may not change.
+    pub(super) pins: BTreeMap<InstanceName, Pin>,
+    /// `push` or `rollback`
+    pub(super) kind: &'static str,
+    /// Who asked; `None` for the operator.
+    pub(super) by: Option<KeyId>,
 }
 
 impl<H: Host, B: Builder> Deploy<H, B> {
@@ -66,8 +72,11 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         };
         tracing::info!(parent: &span, ?outcome, ?stage, "ended");
         // First the state, then the word: who hears the end finds the host in that state.
-        drop(self.shared.events.send(Event::DeployEnded(self.namespace.clone(), Some(self.ask.clone()))).await);
+        self.ended(Some(self.ask.clone()), outcome, stage, &text).await;
         self.job.end(stage, outcome, text);
+        if let Err(error) = logs::keep(&logs::kept(&self.shared.settings.layout, &self.namespace), &self.job) {
+            tracing::warn!(%error, "what this deploy said is forgotten when the agent stops");
+        }
     }
 
     /// Evaluates, and says what would change.
@@ -82,6 +91,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             Err(Failed(stage)) => (Outcome::Failed, stage, "nothing was changed".to_owned()),
             Ok((_, manifests, evaluated)) => {
                 self.say_changes(&self.foreseen(&manifests, &evaluated));
+                let mut instances = self.made_of(&manifests, &evaluated);
+                self.hold(&mut instances).into_iter().for_each(|text| self.info(Stage::Plan, text));
                 (Outcome::Done, Stage::Plan, format!("this is a plan: nothing was changed; to deploy it: deploy {}", self.ask.repo))
             }
         };
@@ -92,10 +103,12 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     async fn deploy(&self) -> Result<String, Failed> {
         let (build_job, manifests, evaluated) = self.evaluate().await?;
         let changes = self.foreseen(&manifests, &evaluated);
-        let instances = self.realise(&build_job, manifests, &evaluated).await?;
+        let mut instances = self.realise(&build_job, manifests, &evaluated).await?;
+        let held = self.hold(&mut instances);
         self.say_changes(&changes);
+        held.into_iter().for_each(|text| self.info(Stage::Plan, text));
 
-        let old = self.before.as_ref().map(|before| before.instances.clone()).unwrap_or_default();
+        let old = self.old();
         // What was wanted but never got ready (the agent was stopped meanwhile, say) has still to show that it does.
         let proven = self.before.as_ref().is_none_or(|before| before.proven);
         let touched: BTreeSet<InstanceName> = desired::changes(&old, &instances)
@@ -208,14 +221,54 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         manifests: &BTreeMap<InstanceName, Manifest>,
         evaluated: &BTreeMap<String, Evaluated>,
     ) -> BTreeMap<InstanceName, InstanceChange> {
-        let old = self.before.as_ref().map(|before| before.instances.clone()).unwrap_or_default();
-        let new = self.instances(manifests, |name| {
+        let mut new = self.made_of(manifests, evaluated);
+        self.hold(&mut new);
+        desired::changes(&self.old(), &new)
+    }
+
+    /// The instances as far as they are known before the build.
+    fn made_of(
+        &self,
+        manifests: &BTreeMap<InstanceName, Manifest>,
+        evaluated: &BTreeMap<String, Evaluated>,
+    ) -> BTreeMap<InstanceName, Instance> {
+        let old = self.old();
+        self.instances(manifests, |name| {
             let out = evaluated.get(name)?.out.clone();
             let same = old.values().find(|instance| instance.toplevel == out);
             let (closure, params) = same.map(|same| (same.closure.clone(), same.kernel_params.clone())).unwrap_or_default();
             Some((out, closure, params))
-        });
-        desired::changes(&old, &new)
+        })
+    }
+
+    /// What is wanted now.
+    fn old(&self) -> BTreeMap<InstanceName, Instance> {
+        self.before.as_ref().map(|before| before.instances.clone()).unwrap_or_default()
+    }
+
+    /// Puts what is pinned back as it is wanted now, and says so.
+    fn hold(&self, instances: &mut BTreeMap<InstanceName, Instance>) -> Vec<String> {
+        let Some(before) = &self.before else { return Vec::new() };
+        let mut said = Vec::new();
+        for (name, pin) in &self.pins {
+            let (Some(new), Some(old)) = (instances.get_mut(name), before.instances.get(name)) else { continue };
+            if new.is_version_of(old) || !pin.keeps_away(new) {
+                continue;
+            }
+            *new = old.clone();
+            let by = super::history::who(pin.by.as_ref());
+            said.push(match pin.held {
+                true => format!(
+                    "{name}: pinned by {by}, stays as it is; to let this version in: unpin {name}, then deploy {}",
+                    self.ask.repo
+                ),
+                false => format!(
+                    "{name}: this version was gone back from by {by}, stays as it is; change it, or: unpin {name}, then deploy {}",
+                    self.ask.repo
+                ),
+            });
+        }
+        said
     }
 
     fn say_changes(&self, changes: &BTreeMap<InstanceName, InstanceChange>) {
@@ -286,6 +339,16 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     async fn bring_up(&self, deployment: Deployment, touched: &BTreeSet<InstanceName>) -> Result<Vec<InstanceName>, Failed> {
         let wanted: BTreeSet<InstanceName> = deployment.instances.keys().cloned().collect();
         let settled = self.accept(deployment).await?;
+        Ok(self.not_ready(settled, &wanted, touched).await)
+    }
+
+    /// Waits until what is touched is ready, or gone if it is not wanted, and returns what is neither.
+    pub(super) async fn not_ready(
+        &self,
+        settled: Vec<Settled>,
+        wanted: &BTreeSet<InstanceName>,
+        touched: &BTreeSet<InstanceName>,
+    ) -> Vec<InstanceName> {
         let ready = settled.into_iter().filter(|settled| touched.contains(&settled.id.name)).map(|settled| {
             let runs = wanted.contains(&settled.id.name);
             async move {
@@ -294,7 +357,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             }
         });
         let ready = futures_util::future::join_all(ready).await;
-        Ok(ready.into_iter().filter(|(_, ready)| !ready).map(|(name, _)| name).collect())
+        ready.into_iter().filter(|(_, ready)| !ready).map(|(name, _)| name).collect()
     }
 
     async fn accept(&self, deployment: Deployment) -> Result<Vec<Settled>, Failed> {
@@ -322,8 +385,19 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             self.info(Stage::Run, format!("{}: stopped; its volumes are kept", id.name));
             return true;
         }
+        let is_off = || self.shared.stopped.borrow().contains(&id);
+        let off = format!("{0} is off, and ready for `start {0}`", id.name);
+        if is_off() {
+            self.info(Stage::Run, off);
+            return true;
+        }
         let ready = wait_for_guest(&self.shared, &id, |text| self.info(Stage::Boot, format!("{}: {text}", id.name))).await;
         match ready {
+            // Somebody stopped it meanwhile.
+            Err(_) if is_off() => {
+                self.info(Stage::Run, off);
+                true
+            }
             Ok(guest) => {
                 self.info(
                     Stage::Run,
@@ -350,7 +424,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     }
 
     /// Starts the previous version of what failed again; what came up stays.
-    async fn go_back(&self, mut deployment: Deployment, failed: Vec<InstanceName>) {
+    pub(super) async fn go_back(&self, mut deployment: Deployment, failed: Vec<InstanceName>) {
         let old = self.good.as_ref().map(|good| good.instances.clone()).unwrap_or_default();
         let touched: BTreeSet<InstanceName> = failed.iter().cloned().collect();
         for name in &failed {

@@ -56,7 +56,13 @@ pub(super) async fn wait_for_guest<H: Host, B: Builder>(
 }
 
 fn failure(guest: &Guest) -> String {
-    let what = match guest.result.as_str() {
+    let what = reason(&guest.result);
+    if guest.status_text.is_empty() { what.to_owned() } else { format!("{what}; it had come as far as: {}", guest.status_text) }
+}
+
+/// Why a vm unit is not active, from systemd's word for it.
+pub(super) fn reason(result: &str) -> &'static str {
+    match result {
         "timeout" => "the guest did not get ready in time",
         "protocol" => "the guest stopped before it was ready (it panicked, or powered off)",
         "oom-kill" => "it ran out of memory: take a larger seed.size",
@@ -64,6 +70,5 @@ fn failure(guest: &Guest) -> String {
         "start-limit-hit" => "it failed too often in a short time",
         "dependency" => "a helper of the virtual machine did not start",
         _ => "the guest did not get ready",
-    };
-    if guest.status_text.is_empty() { what.to_owned() } else { format!("{what}; it had come as far as: {}", guest.status_text) }
+    }
 }

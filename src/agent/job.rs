@@ -41,7 +41,22 @@ struct Lines {
     /// How many lines were dropped from the front.
     dropped: usize,
     ended: bool,
+    /// When each stage said something first and last.
+    stages: Vec<(Stage, u64, u64)>,
+    /// What it said of its plan.
+    plan: Vec<String>,
 }
+
+/// What remains of a job.
+pub struct Summary {
+    /// The stages that it went through, and the milliseconds that each took.
+    pub stages: Vec<(Stage, u64)>,
+    /// What it said of its plan, a line each.
+    pub plan: Vec<String>,
+}
+
+/// How many lines of a plan are kept for longer than the job.
+const MAX_PLAN: usize = 100;
 
 impl Job {
     /// A job that has said nothing yet.
@@ -76,6 +91,13 @@ impl Job {
             return;
         }
         lines.ended = progress.outcome.is_some();
+        match lines.stages.iter_mut().find(|(stage, _, _)| *stage == progress.stage) {
+            Some((_, _, last)) => *last = progress.at,
+            None => lines.stages.push((progress.stage, progress.at, progress.at)),
+        }
+        if progress.stage == Stage::Plan && progress.level == Level::Info && lines.plan.len() < MAX_PLAN {
+            lines.plan.push(progress.text.clone());
+        }
         lines.bytes += progress.text.len();
         lines.kept.push_back(progress);
         while lines.kept.len() > MAX_LINES || lines.bytes > MAX_BYTES {
@@ -88,7 +110,7 @@ impl Job {
     }
 
     /// Up to `most` lines from number `from` on, the number after the last of them, and whether there will be none after it.
-    fn lines_from(&self, from: usize, most: usize) -> (Vec<Progress>, usize, bool) {
+    pub(super) fn lines_from(&self, from: usize, most: usize) -> (Vec<Progress>, usize, bool) {
         let lines = self.lines.lock().expect("no panic while held");
         let from = from.max(lines.dropped);
         let found: Vec<Progress> = lines.kept.iter().skip(from - lines.dropped).take(most).cloned().collect();
@@ -98,37 +120,42 @@ impl Job {
 
     /// A pipe that carries the job from its beginning, a JSON line each, and is closed after the last.
     pub fn follow(&self) -> std::io::Result<OwnedFd> {
-        let (mut sender, reader) = pipe_pair()?;
+        let (sender, reader) = pipe_pair()?;
         let job = self.clone();
-        tokio::spawn(async move {
-            let mut turn = job.turn.subscribe();
-            let mut from = 0;
-            loop {
-                turn.mark_unchanged();
-                let (lines, next, ended) = job.lines_from(from, AT_ONCE);
-                from = next;
-                let more = lines.len() == AT_ONCE;
-                for line in lines {
-                    let mut text = serde_json::to_vec(&line).expect("plain data is JSON");
-                    text.push(b'\n');
-                    if sender.write_all(&text).await.is_err() {
-                        return;
-                    }
-                }
-                if ended {
+        let whole = |line: &Progress| {
+            let mut text = serde_json::to_vec(line).expect("plain data is JSON");
+            text.push(b'\n');
+            text
+        };
+        tokio::spawn(async move { job.tell(0, sender, whole).await });
+        Ok(reader)
+    }
+
+    /// Writes all lines from number `from` on, as `words` puts them, until the job has ended or the reader leaves.
+    pub async fn tell(&self, mut from: usize, mut sender: pipe::Sender, words: impl Fn(&Progress) -> Vec<u8>) {
+        let mut turn = self.turn.subscribe();
+        loop {
+            turn.mark_unchanged();
+            let (lines, next, ended) = self.lines_from(from, AT_ONCE);
+            from = next;
+            let more = lines.len() == AT_ONCE;
+            for line in lines {
+                if sender.write_all(&words(&line)).await.is_err() {
                     return;
                 }
-                let heard = async { if more { Ok(()) } else { turn.changed().await } };
-                tokio::select! {
-                    // Cancel-safe: the turn is compared, not consumed.
-                    heard = heard => if heard.is_err() {
-                        return;
-                    },
-                    () = closed(&sender) => return,
-                }
             }
-        });
-        Ok(reader)
+            if ended {
+                return;
+            }
+            let heard = async { if more { Ok(()) } else { turn.changed().await } };
+            tokio::select! {
+                // Cancel-safe: the turn is compared, not consumed.
+                heard = heard => if heard.is_err() {
+                    return;
+                },
+                () = closed(&sender) => return,
+            }
+        }
     }
 
     /// Waits until it has ended and returns how.
@@ -144,6 +171,15 @@ impl Job {
                 return Outcome::Failed;
             }
         }
+    }
+
+    /// What remains of it: a stage lasts until the next one says something.
+    pub fn summary(&self) -> Summary {
+        let lines = self.lines.lock().expect("no panic while held");
+        let ends = lines.stages.iter().skip(1).map(|(_, first, _)| *first).chain([now_ms()]);
+        let stages =
+            lines.stages.iter().zip(ends).map(|((stage, first, last), end)| (*stage, end.max(*last).saturating_sub(*first)));
+        Summary { stages: stages.collect(), plan: lines.plan.clone() }
     }
 
     /// Everything said so far, for tests and for what remains of an ended job.

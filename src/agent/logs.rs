@@ -1,31 +1,112 @@
 //! An instance's journal and console, in order, for people and for the report of a failed boot.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio::{
     io::AsyncWriteExt,
     sync::{Semaphore, mpsc},
 };
 
-use super::{Shared, chain, job};
+use super::{
+    Shared, chain,
+    job::{self, Job},
+};
 use crate::{
     build::Builder,
-    bus::LogLine,
+    bus::{Level, LogLine, LogQuery, Progress, Refusal},
     host::{Host, JournalQuery},
-    spec::name::InstanceId,
+    render::Layout,
+    spec::name::{InstanceId, Namespace},
 };
 
 /// How many logs may be read at once.
 static READERS: Semaphore = Semaphore::const_new(256);
 
-/// A pipe with the last `lines` lines, a JSON [`LogLine`] each; with `follow` it goes on until the reader leaves.
-pub fn pipe<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, id: InstanceId, lines: u32, follow: bool) -> std::io::Result<OwnedFd> {
+/// A query as it came over the bus, in bounds. A unit's name goes to journalctl, which takes patterns.
+pub fn checked(text: &str) -> Result<LogQuery, Refusal> {
+    let mut query: LogQuery =
+        serde_json::from_str(text).map_err(|error| Refusal::Invalid(format!("this is no question about a log: {error}")))?;
+    query.lines = query.lines.clamp(1, 100_000);
+    let known = |c: char| c.is_ascii_alphanumeric() || ":-_.@\\*?".contains(c);
+    if query.unit.len() > 200 || !query.unit.chars().all(known) {
+        return Err(Refusal::Invalid(format!("{:?} is no name of a unit: write one like nginx or nginx.service", query.unit)));
+    }
+    Ok(query)
+}
+
+/// Where what the last deploy of a namespace said is kept, a JSON [`Progress`] a line.
+pub fn kept(layout: &Layout, namespace: &Namespace) -> PathBuf {
+    layout.state.join("deploys").join(format!("{namespace}.jsonl"))
+}
+
+/// Keeps what a deploy said, for after the agent has started again.
+pub fn keep(path: &Path, job: &Job) -> std::io::Result<()> {
+    let mut text = Vec::new();
+    for line in job.transcript() {
+        serde_json::to_writer(&mut text, &line)?;
+        text.push(b'\n');
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, path)
+}
+
+/// A pipe with what the last deploy said: `job`, if it was in this life of the agent, else what was kept of it.
+pub fn of_deploy(job: Option<Job>, path: PathBuf, query: LogQuery) -> Result<std::io::Result<OwnedFd>, Refusal> {
+    let mut next = 0;
+    let told = match &job {
+        Some(job) => {
+            let (told, after, _) = job.lines_from(0, usize::MAX);
+            next = after;
+            told
+        }
+        None => {
+            let text = std::fs::read_to_string(path).map_err(|_| Refusal::NotFound("nothing of it was deployed yet".to_owned()))?;
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        }
+    };
+    let skip = told.len().saturating_sub(query.lines as usize);
+    let under_way = job.filter(|job| query.follow && !job.ended());
+    Ok(job::pipe_pair().map(|(mut sender, reader)| {
+        tokio::spawn(async move {
+            for line in told.iter().skip(skip) {
+                if sender.write_all(&log_line(line)).await.is_err() {
+                    return;
+                }
+            }
+            if let Some(job) = under_way {
+                job.tell(next, sender, log_line).await;
+            }
+        });
+        reader
+    }))
+}
+
+fn log_line(line: &Progress) -> Vec<u8> {
+    let priority = if line.level == Level::Error { 3 } else { 6 };
+    let source = serde_json::to_value(line.stage).ok().and_then(|stage| stage.as_str().map(str::to_owned)).unwrap_or_default();
+    let line = LogLine { at: line.at * 1000, source, priority, text: line.text.clone() };
+    let mut text = serde_json::to_vec(&line).expect("plain data is JSON");
+    text.push(b'\n');
+    text
+}
+
+/// A pipe with the lines that are asked for, a JSON [`LogLine`] each; with `follow` it goes on until the reader leaves.
+pub fn pipe<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, id: InstanceId, query: LogQuery) -> std::io::Result<OwnedFd> {
     // Each is two programs of the host's.
     let place =
         READERS.try_acquire().map_err(|_| std::io::Error::other("as many logs are being read as this host can: try again"))?;
     let (mut sender, reader) = job::pipe_pair()?;
     let (sink, mut found) = mpsc::channel::<LogLine>(256);
-    let query = JournalQuery { lines, follow, this_boot: false };
+    let LogQuery { lines, follow, since, unit, boot, build: _ } = query;
+    let query = JournalQuery { lines, follow, this_boot: boot, since, unit };
     tokio::spawn(async move {
         if let Err(error) = shared.host.journal(&id, query, sink).await {
             tracing::error!(instance = %id, error = %chain(&error), "could not read a journal");
@@ -84,7 +165,7 @@ fn failed_unit(line: &LogLine) -> Option<String> {
 
 async fn collect<H: Host>(host: &H, id: &InstanceId, lines: u32) -> Vec<LogLine> {
     let (sink, mut found) = mpsc::channel(256);
-    let query = JournalQuery { lines, follow: false, this_boot: true };
+    let query = JournalQuery { lines, this_boot: true, ..JournalQuery::default() };
     let read = host.journal(id, query, sink);
     let gather = async {
         let mut all = Vec::new();

@@ -11,6 +11,7 @@ pub mod bus;
 pub mod deploy;
 pub mod enter;
 mod guest;
+pub mod history;
 mod invite;
 pub mod job;
 pub mod logs;
@@ -23,6 +24,7 @@ pub mod resolve;
 #[cfg(test)]
 pub mod samples;
 pub mod status;
+mod unplant;
 pub mod zone;
 
 use std::{
@@ -41,7 +43,7 @@ use self::{
 };
 use crate::{
     build::{Builder, source::Reader},
-    bus::{Refusal, ZoneEntry},
+    bus::{Refusal, ZoneEntry, history::DeployEntry},
     host::{Host, HostError},
     plan::Observed,
     render::{self, Layout},
@@ -49,7 +51,7 @@ use crate::{
         desired::{Deployment, Desired, Wanted},
         name::{InstanceId, InstanceName, Namespace},
     },
-    state::{Ask, Batch, Change, Memory, State, StateError},
+    state::{Ask, Batch, Change, Memory, Record, State, StateError},
 };
 
 /// What the agent needs to know of its configuration.
@@ -95,7 +97,7 @@ pub enum Event {
     /// All instances of the deployment that is wanted got ready.
     Proven(Namespace),
     /// A deploy has ended, well or not.
-    DeployEnded(Namespace, Option<Ask>),
+    DeployEnded(Namespace, Option<Ask>, Box<Record>),
     /// Something changed on the machine.
     Changed,
     /// Time to look anyway.
@@ -112,12 +114,20 @@ pub struct Shared<H, B> {
     pub events: mpsc::Sender<Event>,
     /// Bumped whenever something may have changed on the machine.
     pub changed: watch::Sender<u64>,
+    /// Instances that are to be off: whoever waits for one to get ready waits in vain.
+    pub stopped: watch::Sender<BTreeSet<InstanceId>>,
 }
 
 /// A deploy that waits for its turn.
 struct Queued {
     ask: Ask,
     job: Job,
+}
+
+/// A deploy that is being made.
+struct UnderWay {
+    job: Job,
+    entry: DeployEntry,
 }
 
 /// The loop's own memory.
@@ -130,7 +140,9 @@ pub struct Agent<H, S, B> {
     inbox: mpsc::Receiver<Event>,
     jobs: Jobs,
     queued: BTreeMap<Namespace, Queued>,
-    deploying: BTreeMap<Namespace, Job>,
+    deploying: BTreeMap<Namespace, UnderWay>,
+    /// Of each namespace, the deploy that began last.
+    last_deploy: BTreeMap<Namespace, Job>,
     lanes: Lanes,
     zone: watch::Sender<zone::Book>,
 }
@@ -163,7 +175,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     pub async fn new(host: H, state: S, builder: B, settings: Settings) -> Result<(Self, Handle), StateError> {
         let memory = state.load().await?;
         let (events, inbox) = mpsc::channel(1024);
-        let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0) });
+        let stopped = watch::Sender::new(memory.stopped.keys().cloned().collect());
+        let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0), stopped });
         let zone = watch::Sender::new(zone::Book::default());
         let handle = Handle { events, zone: zone.subscribe() };
         let agent = Self {
@@ -175,6 +188,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             jobs: Jobs::new(now()),
             queued: BTreeMap::new(),
             deploying: BTreeMap::new(),
+            last_deploy: BTreeMap::new(),
             lanes: Lanes::default(),
             zone,
         };
@@ -214,7 +228,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 drop(answer.send(accepted));
             }
             Event::Proven(namespace) => self.proven(&namespace).await,
-            Event::DeployEnded(namespace, ask) => self.deploy_ended(namespace, ask).await,
+            Event::DeployEnded(namespace, ask, record) => self.deploy_ended(namespace, ask, *record).await,
             Event::Changed | Event::Tick => self.look(),
             Event::Quit => {}
         }
@@ -230,6 +244,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         for change in batch {
             self.memory.apply(change);
         }
+        self.shared.stopped.send_if_modified(|stopped| {
+            let differs = !stopped.iter().eq(self.memory.stopped.keys());
+            if differs {
+                *stopped = self.memory.stopped.keys().cloned().collect();
+            }
+            differs
+        });
         Ok(())
     }
 
@@ -241,6 +262,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
                 // Leases are written in the same batch as the deployment.
                 let Some(lease) = self.memory.leases.get(&id).copied() else { continue };
+                if self.memory.stopped.contains_key(&id) {
+                    desired.stopped.insert(id.clone());
+                }
                 desired.instances.insert(id, Wanted { instance: instance.clone(), lease });
             }
         }
@@ -279,7 +303,17 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 
     /// Remembers a deployment as the one that is to run, hands out leases, and asks for a pass.
-    async fn accept(&mut self, namespace: &Namespace, mut new: Deployment) -> Result<Vec<deploy::Settled>, Refusal> {
+    async fn accept(&mut self, namespace: &Namespace, new: Deployment) -> Result<Vec<deploy::Settled>, Refusal> {
+        self.accept_with(namespace, new, Batch::new()).await
+    }
+
+    /// The same, together with other changes.
+    async fn accept_with(
+        &mut self,
+        namespace: &Namespace,
+        mut new: Deployment,
+        more: Batch,
+    ) -> Result<Vec<deploy::Settled>, Refusal> {
         let mut batch: Batch = Vec::new();
         let mut taken: BTreeSet<u16> = self.memory.leases.values().map(|lease| lease.0).collect();
         let id = |name| InstanceId { namespace: namespace.clone(), name };
@@ -298,13 +332,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             // Two within a second still have an order.
             new.at = new.at.max(old.at + 1);
         }
-        if let Some(old) = old.clone().filter(|old| old.instances != new.instances) {
-            batch.push(Change::Past(namespace.clone(), old.at, Some(old)));
-        }
-        let mut past: Vec<u64> = self.memory.past.keys().filter(|(other, _)| other == namespace).map(|(_, at)| *at).collect();
-        past.sort_unstable();
-        let surplus = (past.len() + 1).saturating_sub(self.shared.settings.keep);
-        batch.extend(past.into_iter().take(surplus).map(|at| Change::Past(namespace.clone(), at, None)));
+        batch.extend(self.set_aside(namespace, old.as_ref(), &new));
+        batch.extend(self.outdated_by(namespace, old.as_ref(), &new));
+        batch.extend(more);
         let ids: BTreeSet<InstanceId> =
             new.instances.keys().chain(old.iter().flat_map(|old| old.instances.keys())).cloned().map(id).collect();
         batch.push(Change::Want(namespace.clone(), Some(new)));

@@ -1,12 +1,17 @@
 //! The queue of deploys: one at a time for each namespace, the newest wins, so many at once in all.
 
-use super::{Agent, Queued, deploy::Deploy, job::Job};
+use std::collections::BTreeMap;
+
+use super::{Agent, Queued, UnderWay, deploy::Deploy, history, job::Job};
 use crate::{
     build::Builder,
     bus::{Level, Outcome, Stage},
     host::Host,
-    spec::{desired::Deployment, name::Namespace},
-    state::{Ask, Change, State},
+    spec::{
+        desired::Deployment,
+        name::{InstanceName, KeyId, Namespace},
+    },
+    state::{Ask, Batch, Change, Pin, Record, State},
 };
 
 /// What to do with a commit.
@@ -39,8 +44,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             let next = self.queued.keys().find(|namespace| !self.deploying.contains_key(*namespace)).cloned();
             let Some(namespace) = next else { return };
             let Some(Queued { ask, job }) = self.queued.remove(&namespace) else { return };
-            self.deploying.insert(namespace.clone(), job.clone());
-            let deploy = self.deploy(namespace, ask, job);
+            let by = Some(ask.by.clone());
+            let deploy = self.begin(namespace, ask, job, "push", by);
             tokio::spawn(deploy.run());
         }
     }
@@ -49,18 +54,41 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// one at a time.
     pub(super) fn start_plan(&mut self, namespace: Namespace, ask: Ask) -> Job {
         let job = self.jobs.create(namespace.clone());
-        let deploy = self.deploy(namespace, ask, job.clone());
+        let by = Some(ask.by.clone());
+        let deploy = self.deploy(namespace, ask, job.clone(), "plan", by);
         tokio::spawn(deploy.plan_only());
         job
     }
 
-    fn deploy(&self, namespace: Namespace, ask: Ask, job: Job) -> Deploy<H, B> {
+    /// A deploy that begins now: until it ends, the next of its namespace waits.
+    pub(super) fn begin(
+        &mut self,
+        namespace: Namespace,
+        ask: Ask,
+        job: Job,
+        kind: &'static str,
+        by: Option<KeyId>,
+    ) -> Deploy<H, B> {
+        let entry = history::under_way(&ask, kind, by.as_ref());
+        self.last_deploy.insert(namespace.clone(), job.clone());
+        self.deploying.insert(namespace.clone(), UnderWay { job: job.clone(), entry });
+        self.deploy(namespace, ask, job, kind, by)
+    }
+
+    fn deploy(&self, namespace: Namespace, ask: Ask, job: Job, kind: &'static str, by: Option<KeyId>) -> Deploy<H, B> {
         let before = self.memory.wants.get(&namespace).cloned();
         let past = self.memory.past.iter().filter(|((other, _), _)| *other == namespace);
         let kept: Vec<Deployment> = past.map(|(_, deployment)| deployment.clone()).collect();
         // The latest is last: the key ends with the time.
         let good = before.iter().chain(kept.iter().rev()).find(|deployment| deployment.proven).cloned();
-        Deploy { shared: self.shared.clone(), namespace, ask, job, before, good, kept }
+        let pins: BTreeMap<InstanceName, Pin> = self
+            .memory
+            .pins
+            .iter()
+            .filter(|(id, _)| id.namespace == namespace)
+            .map(|(id, pin)| (id.name.clone(), pin.clone()))
+            .collect();
+        Deploy { shared: self.shared.clone(), namespace, ask, job, before, good, kept, pins, kind, by }
     }
 
     /// Remembers that what is wanted now may be gone back to.
@@ -72,14 +100,15 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    /// Forgets the ask if it is still the one that was worked on.
-    pub(super) async fn deploy_ended(&mut self, namespace: Namespace, ask: Option<Ask>) {
-        self.deploying.remove(&namespace);
+    /// Remembers how it went, and forgets the ask if it is still the one that was worked on.
+    pub(super) async fn deploy_ended(&mut self, namespace: Namespace, ask: Option<Ask>, record: Record) {
+        let began = self.deploying.remove(&namespace).map_or(record.ended, |under_way| under_way.entry.at);
+        let mut batch: Batch = self.remember(&namespace, began, record);
         if ask.is_some() && self.memory.asks.get(&namespace) == ask.as_ref() {
-            let forget = vec![Change::Ask(namespace.clone(), None)];
-            if self.commit(forget).await.is_err() {
-                tracing::warn!(%namespace, "a deploy that has ended will be made again at the next start");
-            }
+            batch.push(Change::Ask(namespace.clone(), None));
+        }
+        if self.commit(batch).await.is_err() {
+            tracing::warn!(%namespace, "a deploy that has ended will be made again at the next start");
         }
     }
 }

@@ -82,6 +82,11 @@ impl Lanes {
         self.busy.insert(id.clone());
     }
 
+    /// Whether `id` is about to be changed, or a change of it is to be tried again.
+    pub fn is_pending(&self, id: &InstanceId) -> bool {
+        self.busy.contains(id) || self.resting.contains(id)
+    }
+
     /// Whether `id` is being worked on.
     pub fn is_busy(&self, id: &InstanceId) -> bool {
         self.busy.contains(id)

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, acme, chain, enter::Enter, logs, now, resolve, status};
+use super::{Agent, acme, chain, enter::Enter, history::History, logs, now, resolve};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -27,13 +27,14 @@ pub enum Request {
     Plant { who: String, uri: String, code: String },
     Deploy { who: String, repository: String },
     Follow { who: String, job: String },
-    Logs { who: String, instance: String, lines: u32, follow: bool },
+    Logs { who: String, instance: String, query: String },
     Restart { who: String, instance: String },
     Enter(Enter),
     NewInvite { uses: u32, expires_secs: u64, note: String },
     ListInvites,
     RevokeInvite { id: String },
     Acme(acme::Request),
+    History(History),
 }
 
 /// An answer.
@@ -82,13 +83,15 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::OpenRepository { who, name, access } => self.open_repository(&who, &name, &access).await,
             Request::Push { .. } | Request::Plant { .. } | Request::Deploy { .. } => return self.read_first(request, answer),
             Request::Follow { who, job } => self.follow(&who, &job),
-            Request::Logs { who, instance, lines, follow } => self.logs(&who, &instance, lines, follow),
+            Request::Logs { who, instance, query } => self.logs(&who, &instance, &query),
             Request::Restart { who, instance } => self.restart(&who, &instance),
             Request::Enter(ask) => return self.enter(ask, answer),
             Request::NewInvite { uses, expires_secs, note } => self.new_invite(uses, expires_secs, note).await,
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
             Request::Acme(request) => self.acme(request).await,
+            Request::History(History::Unplant { who, repository }) => return self.unplant(&who, &repository, answer).await,
+            Request::History(request) => self.history(request).await,
         };
         // Who has stopped waiting does not care.
         drop(answer.send(reply));
@@ -97,7 +100,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     fn status(&self, who: &str, filter: &str, answer: Answer) {
         let picture = principal(who).and_then(|who| {
             let plants = resolve::plants(&self.memory, &who, filter)?;
-            Ok(status::Picture::new(&self.memory, &who, &plants, &self.deploying, &self.queued_namespaces(), filter))
+            Ok(self.picture(&who, &plants, filter))
         });
         let shared = self.shared.clone();
         tokio::spawn(async move {
@@ -107,10 +110,6 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             };
             drop(answer.send(reply));
         });
-    }
-
-    fn queued_namespaces(&self) -> Vec<crate::spec::name::Namespace> {
-        self.queued.keys().cloned().collect()
     }
 
     fn plan(&mut self, answer: Answer) {
@@ -148,9 +147,24 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             .any(|repo| FlakeUri::Silo(repo.name.clone()).namespace() == *namespace && access::may(who, Verb::See, repo, now()))
     }
 
-    fn logs(&self, who: &str, instance: &str, lines: u32, follow: bool) -> Result<Reply, Refusal> {
-        let id = resolve::instance(&self.memory, &principal(who)?, Verb::See, instance)?;
-        let pipe = logs::pipe(self.shared.clone(), id, lines.clamp(1, 100_000), follow);
+    fn logs(&self, who: &str, instance: &str, query: &str) -> Result<Reply, Refusal> {
+        let who = principal(who)?;
+        let id = resolve::instance(&self.memory, &who, Verb::See, instance)?;
+        let query = logs::checked(query)?;
+        // It is the log of all its instances.
+        let whole = self.memory.plants.get(&id.namespace).is_some_and(|plant| resolve::may(&self.memory, &who, Verb::See, plant));
+        if query.build && !whole {
+            return Err(Refusal::Denied(
+                "your key may look at this instance, but the log of a deploy is of all of them".to_owned(),
+            ));
+        }
+        let pipe = match query.build {
+            true => {
+                let path = logs::kept(&self.shared.settings.layout, &id.namespace);
+                logs::of_deploy(self.last_deploy.get(&id.namespace).cloned(), path, query)?
+            }
+            false => logs::pipe(self.shared.clone(), id, query),
+        };
         pipe.map(Reply::Pipe).map_err(|error| Refusal::Failed(format!("could not make a pipe: {error}")))
     }
 }

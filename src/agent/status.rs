@@ -2,129 +2,152 @@
 
 use std::collections::BTreeMap;
 
-use super::{Shared, chain, job::Job, now, resolve};
+use super::{Agent, Shared, chain, guest::reason, history::who, now, resolve};
 use crate::{
     build::Builder,
-    bus::{InstanceStatus, NamespaceStatus, Refusal, Status},
-    host::{Guest, Host},
+    bus::{InstanceStatus, NamespaceStatus, Refusal, Status, VolumeStatus},
+    host::{Guest, Host, usage::Subject},
     spec::{
-        access::{self, Principal, Verb},
-        address::Lease,
-        desired::Deployment,
+        access::{self, Principal, Reach, Verb},
         instance::Instance,
-        name::{FlakeUri, InstanceId, Namespace},
+        name::{FlakeUri, InstanceId, Namespace, VolumeName},
     },
-    state::{Memory, Plant},
+    state::{Plant, State},
 };
 
 /// What the loop knows; a task adds what the machine says.
 pub struct Picture {
-    plants: Vec<(Plant, Option<Deployment>, String)>,
-    leases: BTreeMap<InstanceId, Lease>,
+    /// Whether all of it is seen, and what of it is.
+    namespaces: Vec<(NamespaceStatus, bool, Vec<Known>)>,
     unplanted: Vec<String>,
 }
 
-impl Picture {
-    /// Of `plants`, which `who` may see.
-    pub fn new(
-        memory: &Memory,
-        who: &Principal,
-        plants: &[&Plant],
-        deploying: &BTreeMap<Namespace, Job>,
-        queued: &[Namespace],
-        filter: &str,
-    ) -> Self {
-        let doing = |namespace: &Namespace| {
-            if deploying.contains_key(namespace) {
-                "deploying".to_owned()
-            } else if queued.contains(namespace) {
-                "queued".to_owned()
-            } else {
-                String::new()
-            }
-        };
-        let of = |plant: &&Plant| {
-            let seen = resolve::reach(memory, who, Verb::See, plant);
-            let mut deployment = memory.wants.get(&plant.namespace).cloned();
-            if let Some(deployment) = &mut deployment {
-                deployment.instances.retain(|name, _| seen.includes(name));
-            }
-            ((*plant).clone(), deployment, doing(&plant.namespace))
-        };
+/// An instance, as far as the loop knows it.
+struct Known {
+    id: InstanceId,
+    volumes: Vec<VolumeName>,
+    status: InstanceStatus,
+}
+
+impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
+    /// What there is to say of `plants`, which `asker` may see.
+    pub(super) fn picture(&self, asker: &Principal, plants: &[&Plant], filter: &str) -> Picture {
+        let memory = &self.memory;
         let mut unplanted: Vec<String> = memory
             .repos
             .values()
-            .filter(|repository| filter.is_empty() && access::may(who, Verb::See, repository, now()))
+            .filter(|repository| filter.is_empty() && access::may(asker, Verb::See, repository, now()))
             .filter(|repository| !memory.plants.contains_key(&FlakeUri::Silo(repository.name.clone()).namespace()))
             .map(|repository| repository.name.to_string())
             .collect();
         unplanted.sort();
-        let leases = memory.leases.iter().filter(|(id, _)| plants.iter().any(|plant| plant.namespace == id.namespace));
-        Self {
-            plants: plants.iter().map(of).collect(),
-            leases: leases.map(|(id, lease)| (id.clone(), *lease)).collect(),
-            unplanted,
+        Picture { namespaces: plants.iter().map(|plant| self.known(asker, plant)).collect(), unplanted }
+    }
+
+    fn known(&self, asker: &Principal, plant: &Plant) -> (NamespaceStatus, bool, Vec<Known>) {
+        let namespace = &plant.namespace;
+        let deployment = self.memory.wants.get(namespace);
+        let status = NamespaceStatus {
+            namespace: namespace.to_string(),
+            flake: plant.uri.to_string(),
+            generation: deployment.map(|deployment| deployment.generation.to_string()).unwrap_or_default(),
+            commit: deployment.map(|deployment| deployment.commit.to_string()).unwrap_or_default(),
+            deploying: self.doing(namespace).to_owned(),
+            instances: Vec::new(),
+            retired: Vec::new(),
+        };
+        let instances = deployment.iter().flat_map(|deployment| &deployment.instances);
+        let seen = resolve::reach(&self.memory, asker, Verb::See, plant);
+        let known = instances.filter(|(name, _)| seen.includes(name)).filter_map(|(name, instance)| {
+            let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
+            let status = self.instance_status(&id, instance)?;
+            Some(Known { id, volumes: instance.volumes.keys().cloned().collect(), status })
+        });
+        (status, seen == Reach::Everything, known.collect())
+    }
+
+    fn doing(&self, namespace: &Namespace) -> &'static str {
+        match (self.deploying.contains_key(namespace), self.queued.contains_key(namespace)) {
+            (true, _) => "deploying",
+            (false, true) => "queued",
+            (false, false) => "",
         }
     }
 
+    /// What is known of an instance without looking at the machine.
+    fn instance_status(&self, id: &InstanceId, instance: &Instance) -> Option<InstanceStatus> {
+        let layout = &self.shared.settings.layout;
+        let address = layout.addressing.of(id, *self.memory.leases.get(id)?);
+        let volumes = instance.volumes.iter().map(|(name, volume)| VolumeStatus {
+            name: name.to_string(),
+            size: volume.size.0,
+            used: None,
+            mount_point: volume.mount_point.clone(),
+        });
+        let pin = self.memory.pins.get(id).filter(|pin| pin.held);
+        Some(InstanceStatus {
+            name: id.name.to_string(),
+            state: String::new(),
+            detail: String::new(),
+            since: 0,
+            restarts: 0,
+            fqdn: format!("{}.{}.{}", id.name, id.namespace, layout.domain),
+            ipv4: address.v4,
+            ipv6: address.v6,
+            ports: instance.ports.iter().map(|(name, port)| port_text(name.as_str(), port)).collect(),
+            vcpus: instance.size.vcpus,
+            memory_mib: instance.size.memory_mib,
+            memory_used: None,
+            cpu_milli: None,
+            volumes: volumes.collect(),
+            failed_units: Vec::new(),
+            stopped_by: self.memory.stopped.get(id).map(|stopped| who(stopped.by.as_ref())).unwrap_or_default(),
+            pinned_by: pin.map(|pin| who(pin.by.as_ref())).unwrap_or_default(),
+            restart_pending: self.lanes.is_pending(id),
+        })
+    }
+}
+
+impl Picture {
     /// Asks the machine how the instances are doing.
     pub async fn look<H: Host, B: Builder>(self, shared: &Shared<H, B>) -> Result<Status, Refusal> {
-        let ids: Vec<InstanceId> = self.leases.keys().cloned().collect();
         let failed = |error| Refusal::Failed(format!("could not look at the machine: {}", chain(&error)));
+        let all = || self.namespaces.iter().flat_map(|(_, _, known)| known);
+        let ids: Vec<InstanceId> = all().map(|known| known.id.clone()).collect();
         let guests = shared.host.inspect(&ids).await.map_err(failed)?;
         let guests: BTreeMap<InstanceId, Guest> =
             guests.into_iter().filter_map(|guest| guest.id.clone().map(|id| (id, guest))).collect();
-        let retired = shared.host.retired().await.map_err(failed)?;
-        let namespaces = self.plants.iter().map(|(plant, deployment, doing)| {
-            let mine = retired.iter().filter(|(namespace, _)| namespace == plant.namespace.as_str());
-            NamespaceStatus {
-                namespace: plant.namespace.to_string(),
-                flake: plant.uri.to_string(),
-                generation: deployment.as_ref().map(|deployment| deployment.generation.to_string()).unwrap_or_default(),
-                commit: deployment.as_ref().map(|deployment| deployment.commit.to_string()).unwrap_or_default(),
-                deploying: doing.clone(),
-                instances: self.instances(plant, deployment.as_ref(), &guests, shared),
-                retired: mine.map(|(_, volume)| volume.clone()).collect(),
-            }
+        let subjects = all().map(|known| {
+            let guest = guests.get(&known.id);
+            let up = guest.is_some_and(|guest| guest.active_state == "active");
+            let since = guest.map_or(0, |guest| guest.since);
+            Subject { id: known.id.clone(), volumes: known.volumes.clone(), since, up }
         });
-        Ok(Status { version: 1, namespaces: namespaces.collect(), unplanted: self.unplanted.clone() })
-    }
-
-    fn instances<H: Host, B: Builder>(
-        &self,
-        plant: &Plant,
-        deployment: Option<&Deployment>,
-        guests: &BTreeMap<InstanceId, Guest>,
-        shared: &Shared<H, B>,
-    ) -> Vec<InstanceStatus> {
-        let layout = &shared.settings.layout;
-        let one = |(name, instance): (&crate::spec::name::InstanceName, &Instance)| {
-            let id = InstanceId { namespace: plant.namespace.clone(), name: name.clone() };
-            let address = layout.addressing.of(&id, *self.leases.get(&id)?);
-            let guest = guests.get(&id).cloned().unwrap_or_default();
-            let (state, detail) = words(&guest);
-            Some(InstanceStatus {
-                name: name.to_string(),
-                state,
-                detail,
-                since: guest.since,
-                restarts: guest.restarts,
-                fqdn: format!("{name}.{}.{}", plant.namespace, layout.domain),
-                ipv4: address.v4,
-                ipv6: address.v6,
-                ports: instance.ports.iter().map(|(name, port)| port_text(name.as_str(), port)).collect(),
-                vcpus: instance.size.vcpus,
-                memory_mib: instance.size.memory_mib,
-                memory_used: guest.memory,
-                volumes: instance
-                    .volumes
-                    .iter()
-                    .map(|(name, volume)| format!("{name} {} at {}", volume.size, volume.mount_point))
-                    .collect(),
-                restart_pending: guest.restart_pending,
-            })
-        };
-        deployment.map(|deployment| deployment.instances.iter().filter_map(one).collect()).unwrap_or_default()
+        let usages = shared.host.usage(subjects.collect()).await.map_err(failed)?;
+        let retired = shared.host.retired().await.map_err(failed)?;
+        let mut usages = usages.into_iter();
+        let namespaces = self.namespaces.into_iter().map(|(mut namespace, whole, known)| {
+            // Whoever sees one instance only does not see what was another's.
+            let names: Vec<&str> = known.iter().map(|known| known.status.name.as_str()).collect();
+            let is_seen = |volume: &str| whole || volume.split('/').next().is_some_and(|name| names.contains(&name));
+            let mine = retired.iter().filter(|(other, volume)| *other == namespace.namespace && is_seen(volume));
+            namespace.retired = mine.map(|(_, volume)| volume.clone()).collect();
+            namespace.instances = known
+                .into_iter()
+                .map(|Known { id, mut status, .. }| {
+                    let usage = usages.next().unwrap_or_default();
+                    (status.memory_used, status.cpu_milli) = (usage.memory, usage.cpu_milli);
+                    for volume in &mut status.volumes {
+                        volume.used = usage.volumes.iter().find(|(name, _)| name.as_str() == volume.name).map(|(_, used)| *used);
+                    }
+                    status.failed_units = usage.failed_units;
+                    say(&mut status, &guests.get(&id).cloned().unwrap_or_default());
+                    status
+                })
+                .collect();
+            namespace
+        });
+        Ok(Status { version: 1, namespaces: namespaces.collect(), unplanted: self.unplanted })
     }
 }
 
@@ -137,8 +160,29 @@ fn port_text(name: &str, port: &crate::spec::instance::Port) -> String {
     format!("{name} {}/{transport}", port.port)
 }
 
+/// Adds how the guest is doing, in a user's words.
+fn say(status: &mut InstanceStatus, guest: &Guest) {
+    let (state, detail) = words(guest);
+    (status.state, status.since, status.restarts) = (state.to_owned(), guest.since, guest.restarts);
+    let mut said: Vec<String> = Vec::new();
+    if state == "running" && !status.failed_units.is_empty() {
+        status.state = "degraded".to_owned();
+        said.push(format!("failed in it: {}", status.failed_units.join(", ")));
+    }
+    match (state, status.stopped_by.as_str()) {
+        ("stopped", "") => said.push(format!("stopped on the host: start {}", status.name)),
+        ("stopped", by) => said.push(format!("by {by}, until start {}", status.name)),
+        _ if !detail.is_empty() => said.push(detail),
+        _ => {}
+    }
+    if !status.pinned_by.is_empty() {
+        said.push(format!("pinned by {}", status.pinned_by));
+    }
+    status.detail = said.join("; ");
+}
+
 /// systemd's states in a user's words, and what there is to say.
-fn words(guest: &Guest) -> (String, String) {
+fn words(guest: &Guest) -> (&'static str, String) {
     let state = match guest.active_state.as_str() {
         "active" | "reloading" => "running",
         "activating" if guest.sub_state.starts_with("auto-restart") => "restarting",
@@ -149,16 +193,12 @@ fn words(guest: &Guest) -> (String, String) {
         _ => "stopped",
     };
     let detail = match state {
-        "failed" | "restarting" => format!("{} {}", guest.result, guest.status_text).trim().to_owned(),
+        "failed" | "restarting" if guest.status_text.is_empty() => reason(&guest.result).to_owned(),
+        "failed" | "restarting" => format!("{}; last: {}", reason(&guest.result), guest.status_text),
         "running" if guest.status_text == "running" => String::new(),
         _ => guest.status_text.clone(),
     };
-    (state.to_owned(), detail)
-}
-
-/// The name by which people call the repository of a namespace; for messages.
-pub fn repository(plant: &Plant) -> String {
-    resolve::repository(plant)
+    (state, detail)
 }
 
 #[cfg(test)]
@@ -180,13 +220,16 @@ mod tests {
                 guest("activating", "start", "success", "booting: network.target reached"),
                 ("booting", "booting: network.target reached"),
             ),
-            (guest("activating", "auto-restart", "exit-code", ""), ("restarting", "exit-code")),
-            (guest("failed", "failed", "timeout", "booting"), ("failed", "timeout booting")),
+            (
+                guest("activating", "auto-restart", "exit-code", ""),
+                ("restarting", "the virtual machine ended before the guest was ready"),
+            ),
+            (guest("failed", "failed", "timeout", "booting"), ("failed", "the guest did not get ready in time; last: booting")),
             (guest("inactive", "dead", "success", ""), ("stopped", "")),
-            (guest("inactive", "dead", "signal", ""), ("failed", "signal")),
+            (guest("inactive", "dead", "signal", ""), ("failed", "the virtual machine ended before the guest was ready")),
         ];
         for (guest, (state, detail)) in table {
-            assert_eq!(words(&guest), (state.to_owned(), detail.to_owned()), "{guest:?}");
+            assert_eq!(words(&guest), (state, detail.to_owned()), "{guest:?}");
         }
     }
 }

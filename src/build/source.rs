@@ -152,7 +152,9 @@ impl Reader {
             command.arg("--property").arg(property);
         }
         command.arg("--").arg(seed).arg("read-repository").arg(path).args(question.words());
-        command.env_clear().stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        // NixOS has it where no default PATH looks.
+        command.env_clear().env("PATH", "/run/current-system/sw/bin:/usr/bin:/bin");
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         command.stdout(file.map_or_else(Stdio::piped, Stdio::from));
         let failed = |error: std::io::Error| read("anything", path, error);
         let mut child = command.spawn().map_err(failed)?;

@@ -5,6 +5,7 @@
 //! [`crate::spec::caller`]), or empty for the operator: the agent takes an empty `who` from root only. Documents are JSON, the same that `--json` prints; each has a `version`.
 
 pub mod acme;
+pub mod history;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -37,9 +38,8 @@ pub trait Seed {
     fn deploy(&self, who: &str, repository: &str) -> zbus::Result<String>;
     /// A pipe with the progress of a job from its beginning, a JSON [`Progress`] a line; it ends with one that has an `outcome`.
     fn follow(&self, who: &str, job: &str) -> zbus::Result<zbus::OwnedFd>;
-    /// A pipe with the last `lines` of an instance's journal and console in order, a JSON [`LogLine`] a line; with `follow` it goes on
-    /// until it is closed.
-    fn logs(&self, who: &str, instance: &str, lines: u32, follow: bool) -> zbus::Result<zbus::OwnedFd>;
+    /// A pipe with lines of an instance's journal and console in order, a JSON [`LogLine`] a line. `query` is a [`LogQuery`].
+    fn logs(&self, who: &str, instance: &str, query: &str) -> zbus::Result<zbus::OwnedFd>;
     /// Powers an instance off and starts it again. Returns the name of a job to follow.
     fn restart(&self, who: &str, instance: &str) -> zbus::Result<String>;
     /// Makes an invite code. For the operator. `expires_secs` from now; 0 for never.
@@ -124,7 +124,7 @@ pub struct NamespaceStatus {
 #[serde(rename_all = "camelCase")]
 pub struct InstanceStatus {
     pub name: String,
-    /// `running`, `booting`, `stopping`, `stopped`, `failed`
+    /// `running`, `degraded` (it runs, and units in it have failed), `booting`, `restarting`, `stopping`, `stopped`, `failed`
     pub state: String,
     /// What there is to say about it: the target reached, the units that failed, the reason.
     pub detail: String,
@@ -141,9 +141,32 @@ pub struct InstanceStatus {
     pub memory_mib: u64,
     /// Bytes in use on the host, where the kernel accounts it.
     pub memory_used: Option<u64>,
-    /// `data 64Mi at /seed/storage/data`
-    pub volumes: Vec<String>,
+    /// Thousandths of one CPU in use since somebody asked last, at most five minutes ago; else since it was started.
+    #[serde(default)]
+    pub cpu_milli: Option<u32>,
+    pub volumes: Vec<VolumeStatus>,
+    /// Units in it that have failed.
+    #[serde(default)]
+    pub failed_units: Vec<String>,
+    /// Who turned it off: the fingerprint of a key, or `operator`; empty if nobody did.
+    #[serde(default)]
+    pub stopped_by: String,
+    /// Who holds it at its version; empty if nobody does.
+    #[serde(default)]
+    pub pinned_by: String,
+    /// Whether this host is about to change it, or to try so again.
     pub restart_pending: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeStatus {
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes that it takes on the host, which is what was ever written to it and not given back.
+    pub used: Option<u64>,
+    pub mount_point: String,
 }
 
 /// The answer to `OpenRepository`.
@@ -222,6 +245,24 @@ pub enum Outcome {
     Superseded,
 }
 
+/// Which lines `Logs` is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct LogQuery {
+    /// The last so many, at least one.
+    pub lines: u32,
+    /// Go on with those that come until the pipe is closed.
+    pub follow: bool,
+    /// None from before this, in seconds since 1970.
+    pub since: u64,
+    /// Only of this unit of the guest, if it is not empty.
+    pub unit: String,
+    /// None from before the last start of the machine.
+    pub boot: bool,
+    /// What the last deploy said, instead of what the instance did.
+    pub build: bool,
+}
+
 /// One line of `logs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -233,4 +274,55 @@ pub struct LogLine {
     /// syslog priority, 0 to 7.
     pub priority: u8,
     pub text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json, to_value};
+
+    use super::{history::*, *};
+
+    fn read<T: serde::de::DeserializeOwned>(document: &Value) -> T {
+        serde_json::from_value(document.clone()).expect("readable")
+    }
+
+    /// Whoever reads what `--json` prints relies on every name here. Fields may be added; a change of one raises the version.
+    #[test]
+    fn what_json_prints_is_what_was_promised() {
+        let instance = json!({
+            "name": "web", "state": "degraded", "detail": "failed in it: nginx.service", "since": 7, "restarts": 1,
+            "fqdn": "web.s-a.seed.example", "ipv4": "10.88.0.2", "ipv6": "fd5e::2", "ports": ["http 80/tcp"], "vcpus": 1,
+            "memoryMib": 512, "memoryUsed": 1024, "cpuMilli": 250,
+            "volumes": [{ "name": "data", "size": 67_108_864, "used": 4096, "mountPoint": "/seed/storage/data" }],
+            "failedUnits": ["nginx.service"], "stoppedBy": "", "pinnedBy": "operator", "restartPending": false,
+        });
+        let status = json!({
+            "version": 1,
+            "namespaces": [{
+                "namespace": "s-a", "flake": "silo:app", "generation": "0123456789ab", "commit": "0", "deploying": "",
+                "instances": [instance], "retired": ["web/old (64Mi)"],
+            }],
+            "unplanted": ["other"],
+        });
+        assert_eq!(to_value(read::<Status>(&status)).expect("plain"), status);
+        let deploys = json!({
+            "version": 1,
+            "namespaces": [{
+                "namespace": "s-a", "flake": "silo:app", "generation": "0123456789ab", "kept": ["ba9876543210"],
+                "deploys": [{
+                    "at": 1, "seconds": 2, "by": "operator", "kind": "rollback", "branch": "main", "commit": "0", "generation": "",
+                    "outcome": "failed", "stages": [{ "stage": "boot", "milliseconds": 12 }], "changes": ["web: restart"], "text": "no",
+                }],
+            }],
+        });
+        assert_eq!(to_value(read::<Deploys>(&deploys)).expect("plain"), deploys);
+        let line = json!({ "at": 1, "source": "console", "priority": 6, "text": "x" });
+        assert_eq!(to_value(read::<LogLine>(&line)).expect("plain"), line);
+        let progress = json!({ "at": 1, "stage": "run", "level": "info", "text": "x", "outcome": "done" });
+        assert_eq!(to_value(read::<Progress>(&progress)).expect("plain"), progress);
+        let pinned = json!({ "version": 1, "instance": "app/web", "pinned": true, "changed": false });
+        assert_eq!(to_value(read::<Pinned>(&pinned)).expect("plain"), pinned);
+        let unplanted = json!({ "version": 1, "namespace": "s-a", "flake": "silo:app", "job": "1-2", "kept": ["x"] });
+        assert_eq!(to_value(read::<Unplanted>(&unplanted)).expect("plain"), unplanted);
+    }
 }

@@ -37,6 +37,11 @@ pub(super) fn error(deed: &'static str, path: &Path) -> impl FnOnce(io::Error) -
     move |source| HostError::File { deed, path: path.to_owned(), source }
 }
 
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// What tells two states of a file apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
@@ -51,8 +56,7 @@ impl Stamp {
     }
     /// Whether a change from now on must show in the stamp. The clock of files is coarse: two changes within a tick look like one.
     fn settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        i64::try_from(now).is_ok_and(|now| now > self.changed.0 + 1)
+        i64::try_from(now()).is_ok_and(|now| now > self.changed.0 + 1)
     }
 }
 

@@ -23,25 +23,24 @@ const WINDOW: Duration = Duration::from_millis(250);
 /// The longest line that is shown, in characters.
 const MAX_LINE: usize = 4_000;
 
-/// Reads both journals into `sink`. `guest` is the folder of the guest's journal files, `unit` the vm unit; with `since` (seconds since
-/// 1970) nothing older. Returns at the end, or when nobody listens any more.
-pub async fn read(
-    guest: &Path,
-    unit: &str,
-    query: JournalQuery,
-    since: Option<u64>,
-    sink: mpsc::Sender<LogLine>,
-) -> Result<(), HostError> {
+/// Reads both journals into `sink`. `guest` is the folder of the guest's journal files, `unit` the vm unit. Returns at the end, or when nobody listens any more.
+pub async fn read(guest: &Path, unit: &str, query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
     let (lines, mut found) = mpsc::channel::<LogLine>(1024);
     let mut readers = Vec::new();
-    let host = journalctl(&["--unit", unit], query, since);
-    readers.push(start(host, true, lines.clone())?);
+    // The console is not of one unit of the guest.
+    if query.unit.is_empty() {
+        let host = journalctl(&["--unit", unit], &query);
+        readers.push(start(host, true, lines.clone())?);
+    }
     // The folder comes with the first line that the guest sends.
     if guest.is_dir() {
         let mut directory = std::ffi::OsString::from("--directory=");
         directory.push(guest);
-        let mut command = journalctl(&[], query, since);
+        let mut command = journalctl(&[], &query);
         command.arg(directory);
+        if !query.unit.is_empty() {
+            command.arg(format!("--unit={}", query.unit));
+        }
         readers.push(start(command, false, lines.clone())?);
     }
     drop(lines);
@@ -55,15 +54,15 @@ pub async fn read(
     Ok(())
 }
 
-fn journalctl(words: &[&str], query: JournalQuery, since: Option<u64>) -> Command {
+fn journalctl(words: &[&str], query: &JournalQuery) -> Command {
     let mut command = Command::new("journalctl");
     command.args(["--quiet", "--no-pager", "--output=json", FIELDS]).args(words);
     command.arg(format!("--lines={}", query.lines));
     if query.follow {
         command.arg("--follow");
     }
-    if let Some(since) = since {
-        command.arg(format!("--since=@{since}"));
+    if query.since > 0 {
+        command.arg(format!("--since=@{}", query.since));
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     command
@@ -188,10 +187,7 @@ mod tests {
         let large = r#"{"__REALTIME_TIMESTAMP":"19","MESSAGE":null}"#;
         assert!(parse(large, false).unwrap().text.contains("more than 4096 bytes"));
         assert!(
-            !journalctl(&[], JournalQuery { lines: 1, follow: false, this_boot: false }, None)
-                .as_std()
-                .get_args()
-                .any(|word| word == "--all")
+            !journalctl(&[], &JournalQuery { lines: 1, ..JournalQuery::default() }).as_std().get_args().any(|word| word == "--all")
         );
         assert_eq!(parse(r#"{"MESSAGE":"no time"}"#, true), None);
         assert_eq!(parse("not json", true), None);

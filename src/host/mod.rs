@@ -10,6 +10,7 @@ pub mod journal;
 pub mod network;
 pub mod sim;
 pub mod systemd;
+pub mod usage;
 pub mod volume;
 mod vsock;
 
@@ -19,7 +20,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
@@ -31,6 +32,7 @@ use crate::{
     spec::name::InstanceId,
 };
 use systemd::Systemd;
+use usage::{Meter, Subject, Usage};
 use volume::VolumeError;
 
 /// The seam between deciding and doing.
@@ -41,6 +43,8 @@ pub trait Host: Send + Sync + 'static {
     fn apply(&self, step: &Step) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Looks closer at running guests: for `status` and for a deploy that waits.
     fn inspect(&self, ids: &[InstanceId]) -> impl Future<Output = Result<Vec<Guest>, HostError>> + Send;
+    /// What guests use of the machine, and which of their units have failed, in the order of the question: for `status`.
+    fn usage(&self, subjects: Vec<Subject>) -> impl Future<Output = Result<Vec<Usage>, HostError>> + Send;
     /// Starts the vm unit again although nothing changed: `restart`.
     fn restart(&self, id: &InstanceId) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Reads an instance's journal and console in order, and puts the lines into `sink`; returns at the end, or when nobody listens.
@@ -59,7 +63,7 @@ pub trait Host: Send + Sync + 'static {
 }
 
 /// Which lines of a journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JournalQuery {
     /// The last so many.
     pub lines: u32,
@@ -67,6 +71,10 @@ pub struct JournalQuery {
     pub follow: bool,
     /// None from before the vm unit was started last.
     pub this_boot: bool,
+    /// None from before this, in seconds since 1970.
+    pub since: u64,
+    /// Only of this unit of the guest; empty for all, and the console.
+    pub unit: String,
 }
 
 /// How one guest is doing, in systemd's words.
@@ -84,12 +92,6 @@ pub struct Guest {
     /// Seconds since 1970 at which it entered its state; 0 if unknown.
     pub since: u64,
     pub restarts: u32,
-    /// Bytes of memory in use by all of the vm unit's processes, if the kernel accounts it.
-    pub memory: Option<u64>,
-    /// CPU time used, in nanoseconds, likewise.
-    pub cpu_nsec: Option<u64>,
-    /// Whether the files on disk are newer than what runs.
-    pub restart_pending: bool,
 }
 
 /// Why the machine could not be looked at or changed.
@@ -117,6 +119,7 @@ pub struct Machine {
     layout: Layout,
     systemd: Systemd,
     eyes: Arc<Mutex<Eyes>>,
+    meter: Arc<Mutex<Meter>>,
     changes: tokio::sync::Mutex<tokio::sync::watch::Receiver<u64>>,
 }
 
@@ -132,7 +135,7 @@ impl Machine {
     pub async fn new(layout: Layout) -> Result<Self, HostError> {
         let systemd = Systemd::connect().await?;
         let changes = tokio::sync::Mutex::new(systemd.changes());
-        Ok(Self { layout, systemd, eyes: Arc::default(), changes })
+        Ok(Self { layout, systemd, eyes: Arc::default(), meter: Arc::default(), changes })
     }
 
     /// Makes what all instances share: folders, the gateway, forwarding. Once, when the agent starts; what is so already stays.
@@ -265,8 +268,7 @@ impl Host for Machine {
             Step::RetireVolume { id, name } => {
                 let (image, kept) = (self.layout.volume(id, name), self.volumes().join("retired"));
                 let (id, name) = (id.clone(), name.clone());
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-                self.beside(move || Ok(volume::file::retire(&image, &kept, &id, &name, now)?)).await
+                self.beside(move || Ok(volume::file::retire(&image, &kept, &id, &name, files::now())?)).await
             }
             Step::CreateVolume { id, name, size, uid } => {
                 let (image, size, uid) = (self.layout.volume(id, name), *size, *uid);
@@ -302,6 +304,10 @@ impl Host for Machine {
         futures_util::future::try_join_all(guests).await
     }
 
+    async fn usage(&self, subjects: Vec<Subject>) -> Result<Vec<Usage>, HostError> {
+        self.measure(subjects).await
+    }
+
     async fn restart(&self, id: &InstanceId) -> Result<(), HostError> {
         let pattern = pattern(id);
         let units: Vec<String> = self.systemd.list(&[&pattern]).await?.into_keys().collect();
@@ -313,8 +319,9 @@ impl Host for Machine {
 
     async fn journal(&self, id: &InstanceId, query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
         let unit = vm_unit(id);
-        let since = if query.this_boot { self.systemd.started_at(&unit).await } else { None };
-        journal::read(&self.layout.log_of(id), &unit, query, since, sink).await
+        let started = if query.this_boot { self.systemd.started_at(&unit).await } else { None };
+        let since = started.unwrap_or(0).max(query.since);
+        journal::read(&self.layout.log_of(id), &unit, JournalQuery { since, ..query }, sink).await
     }
 
     async fn connect(&self, id: &InstanceId, port: u32) -> Result<OwnedFd, HostError> {

@@ -13,7 +13,10 @@ use std::{
 
 use tokio::sync::{Notify, mpsc};
 
-use super::{Guest, Host, HostError, JournalQuery};
+use super::{
+    Guest, Host, HostError, JournalQuery,
+    usage::{Subject, Usage},
+};
 use crate::{
     bus::LogLine,
     plan::{Observed, ObservedInstance, Step, Tap, UnitState},
@@ -63,6 +66,7 @@ struct Machine {
     retired: Vec<(InstanceId, VolumeName, SimVolume)>,
     boot: Boot,
     boots: BTreeMap<InstanceId, Boot>,
+    failed_units: BTreeMap<InstanceId, Vec<String>>,
     applied: Vec<Step>,
     observations: usize,
     /// How many more steps are applied before one fails.
@@ -151,6 +155,11 @@ impl Sim {
     /// One of the programs that the VMM needs dies; the VMM goes on without it.
     pub fn kill_helper(&self, id: &InstanceId) {
         self.event(id, |instance, _, _| instance.helper_failed = true);
+    }
+
+    /// Units of the guest have failed; the guest runs on.
+    pub fn fail_units(&self, id: &InstanceId, units: &[&str]) {
+        self.lock().failed_units.insert(id.clone(), units.iter().map(|unit| (*unit).to_owned()).collect());
     }
 
     /// systemd gives the guest up.
@@ -255,6 +264,12 @@ impl Host for Sim {
         let machine = self.lock();
         let known = ids.iter().filter_map(|id| Some((id, machine.instances.get(id)?)));
         Ok(known.map(|(id, instance)| instance.guest(id)).collect())
+    }
+
+    async fn usage(&self, subjects: Vec<Subject>) -> Result<Vec<Usage>, HostError> {
+        let machine = self.lock();
+        let failed = |subject: &Subject| machine.failed_units.get(&subject.id).filter(|_| subject.up).cloned().unwrap_or_default();
+        Ok(subjects.iter().map(|subject| Usage { failed_units: failed(subject), ..Usage::default() }).collect())
     }
 
     async fn restart(&self, id: &InstanceId) -> Result<(), HostError> {
@@ -451,7 +466,6 @@ impl SimInstance {
             result: if self.result.is_empty() { "success".into() } else { self.result.clone() },
             since: self.since,
             restarts: self.restarts,
-            ..Guest::default()
         }
     }
 }

@@ -6,7 +6,12 @@
 //!
 //! A unit's properties are only asked for when it is known to be loaded: asking loads it.
 
-use std::{collections::BTreeMap, num::NonZeroUsize, time::Duration};
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use tokio::{
@@ -77,6 +82,47 @@ pub struct Systemd {
     manager: ManagerProxy<'static>,
     /// Counts the signals about units of Seed's.
     changes: watch::Receiver<u64>,
+    told: Arc<Mutex<Told>>,
+}
+
+/// What systemd has told of vm units, until it says that something about one has changed: a thousand that just run cost nothing.
+#[derive(Debug, Default)]
+struct Told {
+    /// By object: the count of changes at the last one of it, and what was told since.
+    units: BTreeMap<String, (u64, Option<(Instant, Guest)>)>,
+    /// The count at the last time that something was dropped from here.
+    dropped: u64,
+}
+
+/// What was told holds no longer than this: a signal may have been lost.
+const BELIEF: Duration = Duration::from_secs(300);
+/// More objects than this are not kept apart.
+const MOST: usize = 20_000;
+
+impl Told {
+    fn changed(&mut self, path: &str, count: u64) {
+        if self.units.len() > MOST {
+            self.units.clear();
+            self.dropped = count;
+        }
+        self.units.insert(path.to_owned(), (count, None));
+    }
+
+    fn known(&self, unit: &Loaded) -> Option<Guest> {
+        let (_, told) = self.units.get(unit.path.as_str())?;
+        let (at, guest) = told.as_ref()?;
+        // One that is starting says something new all the time.
+        let same = guest.active_state == unit.active_state && guest.sub_state == unit.sub_state;
+        (same && unit.state() != UnitState::Activating && at.elapsed() < BELIEF).then(|| guest.clone())
+    }
+
+    /// Keeps what was asked for when `asked` changes had been counted, if nothing has changed since.
+    fn keep(&mut self, unit: &Loaded, asked: u64, guest: &Guest) {
+        let (changed, told) = self.units.entry(unit.path.to_string()).or_insert((0, None));
+        if *changed <= asked && self.dropped <= asked {
+            *told = Some((Instant::now(), guest.clone()));
+        }
+    }
 }
 
 /// Whether a loaded unit is older than its file.
@@ -109,6 +155,8 @@ impl Systemd {
         };
         let (manager, streams) = connected.await.map_err(listen)?;
         let (count, changes) = watch::channel(0);
+        let told: Arc<Mutex<Told>> = Arc::default();
+        let forget = told.clone();
         tokio::spawn(async move {
             let mut signals = futures_util::stream::select_all(streams);
             // The stream ends with the connection, the receiver with the `Systemd`.
@@ -116,13 +164,15 @@ impl Systemd {
                 if count.is_closed() {
                     return;
                 }
-                if signal.is_ok_and(|signal| is_ours(&signal)) {
-                    count.send_modify(|count| *count += 1);
-                }
+                let Some(path) = signal.ok().and_then(|signal| unit_of(&signal)) else { continue };
+                // First what was told is forgotten, then whoever waits is woken and asks.
+                let next = *count.borrow() + 1;
+                forget.lock().unwrap_or_else(PoisonError::into_inner).changed(&path, next);
+                count.send_replace(next);
             }
             tracing::error!("the system bus hung up: changes of units go unnoticed until the agent is started again");
         });
-        Ok(Self { bus, manager, changes })
+        Ok(Self { bus, manager, changes, told })
     }
 
     /// Counts changes; wakes whoever waits for the next.
@@ -230,21 +280,20 @@ impl Systemd {
 
     /// What systemd says about a loaded vm unit.
     pub async fn guest(&self, id: &InstanceId, unit: &Loaded) -> zbus::Result<Guest> {
+        if let Some(known) = self.told.lock().unwrap_or_else(PoisonError::into_inner).known(unit) {
+            return Ok(Guest { id: Some(id.clone()), ..known });
+        }
+        let asked = *self.changes.borrow();
         let get = |interface, name| self.property(&unit.path, interface, name);
-        let (since, pending, status, result, restarts, memory, cpu) = tokio::try_join!(
+        let (since, status, result, restarts) = tokio::try_join!(
             get(UNIT, "StateChangeTimestamp"),
-            get(UNIT, "NeedDaemonReload"),
             get(SERVICE, "StatusText"),
             get(SERVICE, "Result"),
             get(SERVICE, "NRestarts"),
-            get(SERVICE, "MemoryCurrent"),
-            get(SERVICE, "CPUUsageNSec"),
         )?;
         let number = |value: Option<OwnedVariant>| value.and_then(|value| u64::try_from(value).ok());
         let text = |value: Option<OwnedVariant>| value.and_then(|value| String::try_from(value).ok()).unwrap_or_default();
-        // All ones is systemd's "not accounted".
-        let known = |value| number(value).filter(|value| *value != u64::MAX);
-        Ok(Guest {
+        let guest = Guest {
             id: Some(id.clone()),
             active_state: unit.active_state.clone(),
             sub_state: unit.sub_state.clone(),
@@ -252,10 +301,9 @@ impl Systemd {
             result: text(result),
             since: number(since).unwrap_or(0) / 1_000_000,
             restarts: restarts.and_then(|value| u32::try_from(value).ok()).unwrap_or(0),
-            memory: known(memory),
-            cpu_nsec: known(cpu),
-            restart_pending: pending.is_some_and(|value| value.try_into() == Ok(true)),
-        })
+        };
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).keep(unit, asked, &guest);
+        Ok(guest)
     }
 
     /// When the main process of a unit was started last, in seconds since 1970; `None` if that is not known.
@@ -287,11 +335,45 @@ fn is_no_process(error: &zbus::Error) -> bool {
     matches!(error, zbus::Error::MethodError(name, _, _) if NONE.contains(&name.as_str()))
 }
 
-/// Whether a signal is about a unit of Seed's.
-fn is_ours(signal: &Message) -> bool {
+/// The object of the unit of Seed's that a signal is about.
+fn unit_of(signal: &Message) -> Option<String> {
     let header = signal.header();
     if header.interface().is_some_and(|interface| interface.as_str() == MANAGER) {
-        return signal.body().deserialize::<(String, OwnedObjectPath)>().is_ok_and(|(name, _)| name.starts_with("seed-"));
+        let (name, path) = signal.body().deserialize::<(String, OwnedObjectPath)>().ok()?;
+        return name.starts_with("seed-").then(|| path.to_string());
     }
-    header.path().is_some_and(|path| path.as_str().starts_with(OUR_UNITS))
+    header.path().map(|path| path.to_string()).filter(|path| path.starts_with(OUR_UNITS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_holds_until_something_changes() {
+        let unit = |state: &str| Loaded {
+            active_state: state.into(),
+            sub_state: "running".into(),
+            path: "/org/freedesktop/systemd1/unit/seed_2dvm_40x".try_into().unwrap(),
+            job: false,
+        };
+        let guest = Guest { active_state: "active".into(), sub_state: "running".into(), restarts: 3, ..Guest::default() };
+        let mut told = Told::default();
+        let (active, path) = (unit("active"), unit("active").path.to_string());
+        assert_eq!(told.known(&active), None);
+        told.keep(&active, 0, &guest);
+        assert_eq!(told.known(&active), Some(guest.clone()));
+        assert_eq!(told.known(&unit("failed")), None, "its state is another");
+        told.changed(&path, 1);
+        assert_eq!(told.known(&active), None);
+        // Asked before the change, answered after it.
+        told.keep(&active, 0, &guest);
+        assert_eq!(told.known(&active), None);
+        told.keep(&active, 1, &guest);
+        assert_eq!(told.known(&active), Some(guest.clone()));
+        // What is starting is always asked anew.
+        let starting = Guest { active_state: "activating".into(), ..guest };
+        told.keep(&unit("activating"), 1, &starting);
+        assert_eq!(told.known(&unit("activating")), None);
+    }
 }

@@ -60,6 +60,8 @@ fn converge(steps: &mut Vec<Step>, id: &InstanceId, wanted: &InstanceTarget, the
 
     if written && tap_fits && !grows {
         match there.vm {
+            UnitState::Inactive if !wanted.runs && !there.helper_failed => return retire_dropped(steps, id, wanted, there),
+            _ if !wanted.runs => {}
             // systemd is at work, or has given up: that is for a person or a newer version to change.
             UnitState::Activating | UnitState::Deactivating | UnitState::Failed => return retire_dropped(steps, id, wanted, there),
             UnitState::Active if !there.helper_failed => return retire_dropped(steps, id, wanted, there),
@@ -89,7 +91,9 @@ fn converge(steps: &mut Vec<Step>, id: &InstanceId, wanted: &InstanceTarget, the
         let (units, files) = (wanted.units.clone(), wanted.files.clone());
         steps.push(Step::Write { id: id.clone(), units, files, remove: stale, uid: wanted.address.uid });
     }
-    steps.push(Step::Start { id: id.clone(), unit: vm_unit(id) });
+    if wanted.runs {
+        steps.push(Step::Start { id: id.clone(), unit: vm_unit(id) });
+    }
 }
 
 /// Sets aside the volumes that are there and not declared: what runs was not given them.

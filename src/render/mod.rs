@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use crate::spec::{
     address::{Address, Addressing},
-    desired::Desired,
+    desired::{Desired, Wanted},
     name::{Domain, InstanceId, VolumeName},
     quantity::Bytes,
 };
@@ -109,6 +109,8 @@ pub struct InstanceTarget {
     /// Below the instance's run directory: the list of its closure.
     pub files: Vec<File>,
     pub volumes: BTreeMap<VolumeName, Bytes>,
+    /// Whether it is to run; one that is not has everything but a process.
+    pub runs: bool,
 }
 
 /// All that the machine must hold, to the byte.
@@ -126,6 +128,10 @@ pub fn vm_unit(id: &InstanceId) -> String {
 
 /// Renders what is wanted.
 pub fn target(desired: &Desired, layout: &Layout) -> Target {
-    let instances = desired.instances.iter().map(|(id, wanted)| (id.clone(), units::instance(id, wanted, layout))).collect();
+    let one = |(id, wanted): (&InstanceId, &Wanted)| {
+        let runs = !desired.stopped.contains(id);
+        (id.clone(), InstanceTarget { runs, ..units::instance(id, wanted, layout) })
+    };
+    let instances = desired.instances.iter().map(one).collect();
     Target { instances, firewall: network::ruleset(desired, layout) }
 }

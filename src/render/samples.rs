@@ -14,7 +14,7 @@ use crate::spec::{
 /// `web` and `db` of one namespace, `web` of another.
 pub(crate) fn desired() -> Desired {
     let one = [instance("web"), instance("db"), instance("other")];
-    Desired { instances: BTreeMap::from(one) }
+    Desired { instances: BTreeMap::from(one), ..Desired::default() }
 }
 
 /// `web`: the least there can be; `db`: everything; `other`: a `web` in another namespace.

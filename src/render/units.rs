@@ -38,7 +38,7 @@ pub fn instance(id: &InstanceId, wanted: &Wanted, layout: &Layout) -> InstanceTa
     let file = |name: &str, text: String| File { path: layout.run_of(id).join(name), text };
     let files = vec![file("closure", closure), file("journal.conf", journal_limits(layout.log_max))];
     let volumes = wanted.instance.volumes.iter().map(|(name, volume)| (name.clone(), volume.size)).collect();
-    InstanceTarget { units, files, volumes, address }
+    InstanceTarget { units, files, volumes, address, runs: true }
 }
 
 /// The names of the units that the vm unit cannot do without: if one of these has failed, so has the instance.

@@ -5,11 +5,14 @@
 
 mod arguments;
 mod help;
+mod history;
+mod logs;
 mod show;
+
+use std::time::Duration;
 
 pub(super) use show::instant;
 
-use futures_util::StreamExt;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use self::arguments::Arguments;
@@ -18,9 +21,28 @@ use super::{
     progress::{self, Teller, plain},
 };
 use crate::{
-    bus::{LogLine, Outcome, Planted, Refusal, SeedProxy, Status},
+    bus::{Outcome, Planted, Refusal, SeedProxy, Status},
     spec::caller::Caller,
 };
+
+/// How often a status that is watched is asked for.
+const WATCH: Duration = Duration::from_secs(2);
+
+pub use help::{Known, verbs};
+
+/// What can be answered without asking anybody: help, and that there is no such verb.
+pub fn alone(words: &[String], operator: bool) -> Option<Result<String, Refusal>> {
+    let (verb, rest) = words.split_first()?;
+    match verb.as_str() {
+        "help" => Some(match rest.iter().find(|word| !word.starts_with('-')) {
+            Some(verb) => help::of(verb, operator),
+            None => Ok(help::all(operator)),
+        }),
+        verb if !help::known(verb) => Some(Err(help::unknown(verb, operator))),
+        verb if rest.iter().any(|word| word == "--help" || word == "-h") => Some(help::of(verb, operator)),
+        _ => None,
+    }
+}
 
 /// How what is printed will be looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -118,8 +140,8 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                     if arguments.json { serde_json::json!({ "version": 1, "key": name }).to_string() } else { name.to_owned() };
                 self.print(&format!("{shown}\n")).await
             }
-            "status" => self.status(&arguments(&[], &[], 1)?).await,
-            "logs" => self.logs(&arguments(&["-f", "--follow"], &["--lines", "-n"], 1)?).await,
+            "status" => self.status(&arguments(&["--watch", "-w"], &[], 1)?).await,
+            "logs" => self.logs(rest).await,
             "restart" => {
                 let arguments = arguments(&[], &[], 1)?;
                 let instance = arguments.required(0, "an instance: restart web, or restart my-app/web")?;
@@ -132,6 +154,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 let job = ask::within(self.agent.deploy(self.name(), name.strip_suffix(".git").unwrap_or(name))).await?;
                 self.follow(&job, arguments.json).await
             }
+            "deploys" | "rollback" | "pin" | "unpin" | "stop" | "start" | "destroy" | "unplant" => self.history(verb, rest).await,
             "plant" => self.plant(&arguments(&[], &[], 2)?).await,
             "plan" | "invite" if !operator => {
                 Err(Refusal::Denied(format!("{verb} is for the operator, on the host itself: seed {verb}")).into())
@@ -160,60 +183,50 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
 
     async fn status(&mut self, arguments: &Arguments) -> Result<u8, End> {
         let filter = arguments.words.first().map_or("", |word| word.strip_suffix(".git").unwrap_or(word));
-        if arguments.json {
-            let document = ask::within(self.agent.status(self.name(), filter)).await?;
-            return self.print(&format!("{document}\n")).await;
+        if !arguments.flag("--watch") && !arguments.flag("-w") {
+            let shown = self.status_text(filter, arguments.json).await?;
+            return self.print(&shown).await;
         }
-        let status: Status = ask::document(self.agent.status(self.name(), filter)).await?;
-        let shown = show::status(&status, show::now(), self.look, self.who.is_none());
-        self.print(&shown).await
+        let mut last = String::new();
+        loop {
+            let shown = match self.status_text(filter, arguments.json).await {
+                // It comes back by itself, and so does what is watched.
+                Err(refusal) if ask::away(&refusal) && !last.is_empty() && !arguments.json => format!("{}\n", ask::words(&refusal)),
+                answered => answered?,
+            };
+            if self.look.terminal && !arguments.json {
+                self.print(&show::redrawn(&shown)).await?;
+            } else if shown != last {
+                self.print(&shown).await?;
+            }
+            last = shown;
+            tokio::time::sleep(WATCH).await;
+        }
     }
 
-    async fn logs(&mut self, arguments: &Arguments) -> Result<u8, End> {
-        let instance = arguments.required(0, "an instance: logs web, or logs my-app/web")?;
-        let lines = match arguments.value("--lines").or(arguments.value("-n")) {
-            None => 100,
-            Some(text) => text
-                .parse()
-                .ok()
-                .filter(|n| (1..=100_000).contains(n))
-                .ok_or_else(|| Refusal::Invalid(format!("--lines {text:?} is no number from 1 to 100000")))?,
-        };
-        let follow = arguments.flag("-f") || arguments.flag("--follow");
-        let pipe = ask::within(self.agent.logs(self.name(), instance, lines, follow)).await?;
-        let mut told = progress::lines_of(pipe)?;
-        while let Some(line) = told.next().await {
-            let line = line.map_err(|error| Refusal::Failed(format!("could not read the log: {error}")))?;
-            let shown = match serde_json::from_str::<LogLine>(&line) {
-                Ok(_) if arguments.json => format!("{line}\n"),
-                Ok(line) => show::log_line(&line, self.look),
-                Err(error) => {
-                    tracing::warn!(%error, "the agent wrote a line of a log that is none");
-                    continue;
-                }
-            };
-            self.print(&shown).await?;
+    async fn status_text(&self, filter: &str, json: bool) -> Result<String, Refusal> {
+        if json {
+            return Ok(format!("{}\n", ask::within(self.agent.status(self.name(), filter)).await?));
         }
-        Ok(0)
+        let status: Status = ask::document(self.agent.status(self.name(), filter)).await?;
+        Ok(show::status(&status, show::now(), self.look, self.who.is_none()))
     }
 
     async fn plant(&mut self, arguments: &Arguments) -> Result<u8, End> {
         let uri = arguments.required(0, "a flake and an invite code: plant silo:my-app CODE")?;
-        let code = arguments.required(1, "an invite code: plant silo:my-app CODE")?;
-        if arguments.json {
-            let document = ask::within(self.agent.plant(self.name(), uri, code)).await?;
-            self.print(&format!("{document}\n")).await?;
-            return match serde_json::from_str::<Planted>(&document) {
-                Ok(planted) if !planted.job.is_empty() => self.follow(&planted.job, true).await,
-                _ => Ok(0),
-            };
+        let code = match arguments.words.get(1) {
+            // The operator needs no leave.
+            None if self.who.is_none() => "",
+            _ => arguments.required(1, "an invite code: plant silo:my-app CODE")?,
+        };
+        let document = ask::within(self.agent.plant(self.name(), uri, code)).await?;
+        let planted: Planted = serde_json::from_str(&document).map_err(show::unreadable)?;
+        let shown = if arguments.json { format!("{document}\n") } else { show::planted(&planted) };
+        self.print(&shown).await?;
+        match planted.job.as_str() {
+            "" => Ok(0),
+            job => self.follow(job, arguments.json).await,
         }
-        let planted: Planted = ask::document(self.agent.plant(self.name(), uri, code)).await?;
-        self.print(&format!("{} is planted as {}\nnames end in {}\n", planted.flake, planted.namespace, planted.suffix)).await?;
-        if planted.job.is_empty() {
-            return self.print("It has no commits yet: git push deploys it.\n").await;
-        }
-        self.follow(&planted.job, false).await
     }
 
     async fn invite(&mut self, rest: &[String]) -> Result<u8, End> {

@@ -1,6 +1,6 @@
 //! What this host should run: the deployments of all namespaces, and what changes from one deployment to the next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,8 @@ pub struct Wanted {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
     pub instances: BTreeMap<InstanceId, Wanted>,
+    /// Those of them that are to be off: made ready, and not started.
+    pub stopped: BTreeSet<InstanceId>,
 }
 
 /// What a deployment does to one instance.

@@ -46,6 +46,11 @@ impl Protocol {
     }
 }
 
+/// The table of well-known services, of which a name alone says the port: `vmconfigs/services.json`, which Nix reads too.
+pub fn services() -> BTreeMap<String, Port> {
+    serde_json::from_str(include_str!("../../vmconfigs/services.json")).expect("vmconfigs/services.json is checked by a test")
+}
+
 /// One exposed port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,13 +100,36 @@ pub struct Instance {
     pub tpm: bool,
 }
 
+impl Instance {
+    /// Whether both are the same version: closure and kernel parameters follow from the system, and need not be known yet.
+    pub fn is_version_of(&self, other: &Self) -> bool {
+        let plain = |one: &Self| Self { kernel_params: String::new(), closure: Vec::new(), ..one.clone() };
+        self.toplevel == other.toplevel && plain(self) == plain(other)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::Protocol::{Dns, Http, Tcp};
+
     #[test]
     fn the_table_of_sizes_is_the_published_one() {
         let sizes = super::sizes();
         let row = |name: &str| (sizes[name].vcpus, sizes[name].memory_mib);
         assert_eq!([row("xs"), row("s"), row("m"), row("l"), row("xl")], [(1, 512), (1, 1024), (2, 2048), (4, 4096), (8, 8192)]);
         assert_eq!(sizes.len(), 5);
+    }
+
+    #[test]
+    fn well_known_services_are_names_of_ports_and_mean_what_was_published() {
+        let services = super::services();
+        let row = |name: &str| (services[name].port, services[name].protocol);
+        let published = [("http", 80, Tcp), ("https", 443, Http), ("ssh", 22, Tcp), ("dns", 53, Dns), ("postgresql", 5432, Tcp)];
+        for (name, port, protocol) in published {
+            assert_eq!(row(name), (port, protocol), "{name}");
+        }
+        for (name, port) in &services {
+            assert!(name.parse::<crate::spec::name::PortName>().is_ok() && port.port != 0, "{name}");
+        }
     }
 }

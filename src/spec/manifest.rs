@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    instance::{Port, Protocol, Rollout, Size, Volume, sizes},
+    instance::{Port, Protocol, Rollout, Size, Volume, services, sizes},
     name::{InstanceName, PortName, VolumeName},
     quantity::Bytes,
 };
@@ -101,7 +101,9 @@ fn default_size() -> String {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WirePort {
-    port: i64,
+    /// Left out: that of the well-known service of this name.
+    #[serde(default)]
+    port: Option<i64>,
     #[serde(default)]
     protocol: Option<Protocol>,
 }
@@ -162,16 +164,32 @@ fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Probl
         }
     }
 
+    let known = services();
     let mut ports: BTreeMap<PortName, Port> = BTreeMap::new();
     for (key, wanted) in &wire.expose {
         let at = format!(".expose.{key}");
-        let port = u16::try_from(wanted.port).ok().filter(|port| *port != 0);
-        if port.is_none() {
-            say(&format!("{at}.port"), format!("{} is no port: write a number from 1 to 65535", wanted.port));
-        }
+        let known = known.get(key);
+        let port = match wanted.port {
+            Some(number) => {
+                let port = u16::try_from(number).ok().filter(|port| *port != 0);
+                if port.is_none() {
+                    say(&format!("{at}.port"), format!("{number} is no port: write a number from 1 to 65535"));
+                }
+                port
+            }
+            None => {
+                if known.is_none() {
+                    say(
+                        &at,
+                        "is no well-known service, and no port was given: write { port = 9090; protocol = \"tcp\"; }".to_owned(),
+                    );
+                }
+                known.map(|known| known.port)
+            }
+        };
         let parsed: Option<PortName> = key.parse().map_err(|error| say(&at, format!("{error}"))).ok();
         let (Some(port), Some(key)) = (port, parsed) else { continue };
-        let protocol = wanted.protocol.unwrap_or(Protocol::Tcp);
+        let protocol = wanted.protocol.or(known.map(|known| known.protocol)).unwrap_or(Protocol::Tcp);
         let clash = ports.iter().find(|(_, other)| {
             other.port == port && ((other.protocol.tcp() && protocol.tcp()) || (other.protocol.udp() && protocol.udp()))
         });
@@ -260,6 +278,17 @@ mod tests {
         let made = read("web", &json!({ "version": 1, "name": "web" })).unwrap();
         assert_eq!((made.size.vcpus, made.size.memory_mib), (1, 512));
         assert_eq!((made.rollout, made.tpm, made.ports.len()), (Rollout::Recreate, false, 0));
+    }
+
+    #[test]
+    fn a_well_known_name_says_what_was_left_out() {
+        let meta =
+            json!({ "version": 1, "name": "web", "expose": { "https": {}, "dns": { "port": 5353 }, "my-app": { "port": 1 } } });
+        let made = read("web", &meta).unwrap();
+        let ports: Vec<_> = made.ports.iter().map(|(name, port)| (name.as_str(), port.port, port.protocol)).collect();
+        assert_eq!(ports, [("dns", 5353, Protocol::Dns), ("https", 443, Protocol::Http), ("my-app", 1, Protocol::Tcp)]);
+        let said = problems(json!({ "version": 1, "name": "web", "expose": { "my-app": {} } }));
+        assert!(said.contains("expose.my-app: is no well-known service, and no port was given"), "{said}");
     }
 
     #[test]

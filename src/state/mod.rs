@@ -12,6 +12,9 @@
 //! | `acme-account/<id>` | [`acme::Account`] | an instance's ACME client registers its key |
 //! | `acme-order/<id>` | [`acme::Order`] | it orders; and at every step towards its certificate, before the step is taken |
 //! | `acme-certificate/<id>` | [`acme::Certificate`] | in one batch with the order that it ends |
+//! | `stopped/<namespace>/<name>` | [`Stopped`] | somebody turned an instance off; removed when it is started, or gone |
+//! | `pin/<namespace>/<name>` | [`Pin`] | an instance is held, or was gone back with; removed with either, or with the instance |
+//! | `deploy/<namespace>/<began, 20 digits>` | [`Record`] | a deploy has ended; the last 50 are kept |
 //!
 //! The agent's store is [`sled`]: a journal in front, sled for what is older; its module says which files, and what a crash leaves in
 //! them. Every change is one [`Batch`], applied whole or not at all, and durable when [`State::commit`] returns. A crash between a commit
@@ -19,6 +22,7 @@
 //! that is not running yet, a lease whose instance is in no `want`, which is dropped.
 #![allow(clippy::disallowed_methods, reason = "this room keeps files")]
 
+pub mod history;
 pub mod journal;
 pub mod memory;
 pub mod record;
@@ -27,6 +31,8 @@ pub mod sled;
 use std::future::Future;
 
 use serde::{Deserialize, Serialize};
+
+pub use history::{Pin, Record, Stopped};
 
 use crate::spec::{
     access::Repository,
@@ -88,6 +94,9 @@ pub enum Change {
     AcmeAccount(String, Option<acme::Account>),
     AcmeOrder(String, Option<acme::Order>),
     AcmeCertificate(String, Option<acme::Certificate>),
+    Stopped(InstanceId, Option<Stopped>),
+    Pin(InstanceId, Option<Pin>),
+    Record(Namespace, u64, Option<Record>),
 }
 
 /// Writes that happen together.
@@ -104,6 +113,9 @@ pub struct Memory {
     pub leases: std::collections::BTreeMap<InstanceId, Lease>,
     pub invites: std::collections::BTreeMap<String, Invite>,
     pub acme: acme::Ledger,
+    pub stopped: std::collections::BTreeMap<InstanceId, Stopped>,
+    pub pins: std::collections::BTreeMap<InstanceId, Pin>,
+    pub records: std::collections::BTreeMap<(Namespace, u64), Record>,
 }
 
 /// Where it is remembered. The agent holds a [`Memory`] that it reads from; a store only loads it once and takes batches.
@@ -157,6 +169,9 @@ impl Memory {
             Change::AcmeAccount(key, value) => set(&mut self.acme.accounts, key, value),
             Change::AcmeOrder(key, value) => set(&mut self.acme.orders, key, value),
             Change::AcmeCertificate(key, value) => set(&mut self.acme.certificates, key, value),
+            Change::Stopped(key, value) => set(&mut self.stopped, key, value),
+            Change::Pin(key, value) => set(&mut self.pins, key, value),
+            Change::Record(namespace, at, value) => set(&mut self.records, (namespace, at), value),
         }
     }
 }

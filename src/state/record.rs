@@ -23,6 +23,9 @@ pub fn encode(change: &Change) -> Write {
         Change::AcmeAccount(id, value) => (format!("acme-account/{id}"), json(value)),
         Change::AcmeOrder(id, value) => (format!("acme-order/{id}"), json(value)),
         Change::AcmeCertificate(id, value) => (format!("acme-certificate/{id}"), json(value)),
+        Change::Stopped(id, value) => (format!("stopped/{id}"), json(value)),
+        Change::Pin(id, value) => (format!("pin/{id}"), json(value)),
+        Change::Record(namespace, at, value) => (format!("deploy/{namespace}/{at:020}"), json(value)),
     }
 }
 
@@ -47,6 +50,12 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "acme-account" => Change::AcmeAccount(name.to_owned(), json(key, value)?),
         "acme-order" => Change::AcmeOrder(name.to_owned(), json(key, value)?),
         "acme-certificate" => Change::AcmeCertificate(name.to_owned(), json(key, value)?),
+        "stopped" => Change::Stopped(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "pin" => Change::Pin(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "deploy" => {
+            let (namespace, at) = name.split_once('/').ok_or_else(unknown)?;
+            Change::Record(namespace.parse().map_err(|_| unknown())?, at.parse().map_err(|_| unknown())?, json(key, value)?)
+        }
         _ => return Err(unknown()),
     })
 }
@@ -56,8 +65,23 @@ mod tests {
     use super::*;
     use crate::{
         spec::{address::Lease, name::FlakeUri},
-        state::{Ask, Invite},
+        state::{Ask, Invite, Pin, Record, Stopped},
     };
+
+    fn record() -> Record {
+        Record {
+            kind: "push".into(),
+            by: None,
+            reference: "refs/heads/main".parse().expect("valid"),
+            commit: "0123456789abcdef0123456789abcdef01234567".parse().expect("valid"),
+            generation: None,
+            ended: 9,
+            outcome: "failed".into(),
+            stages: vec![("eval".into(), 12)],
+            changes: vec!["web: start (new)".into()],
+            text: "no".into(),
+        }
+    }
 
     #[test]
     fn documents_come_back_as_they_were_written() {
@@ -74,6 +98,12 @@ mod tests {
             Change::Invite("k7".into(), Some(invite)),
             Change::Ask(namespace.clone(), Some(ask)),
             Change::Lease(format!("{namespace}/web").parse().expect("valid"), Some(Lease(7))),
+            Change::Stopped(format!("{namespace}/web").parse().expect("valid"), Some(Stopped { by: None, at: 7 })),
+            Change::Pin(
+                format!("{namespace}/web").parse().expect("valid"),
+                Some(Pin { by: Some(crate::spec::access::fingerprint(b"key")), at: 7, held: true, refused: Vec::new() }),
+            ),
+            Change::Record(namespace.clone(), 42, Some(record())),
         ];
         for change in table {
             let (key, value) = encode(&change);
@@ -85,7 +115,18 @@ mod tests {
 
     #[test]
     fn what_this_version_does_not_know_is_refused_by_name() {
-        for key in ["", "plant", "plant/", "plant/x", "lease/x", "past/s-aaaaaaaaaaaa/x", "zone/x", "want/S-AAAAAAAAAAAA"] {
+        for key in [
+            "",
+            "plant",
+            "plant/",
+            "plant/x",
+            "lease/x",
+            "past/s-aaaaaaaaaaaa/x",
+            "deploy/s-aaaaaaaaaaaa/x",
+            "stopped/x",
+            "zone/x",
+            "want/S-AAAAAAAAAAAA",
+        ] {
             assert!(matches!(decode(key, b"{}"), Err(StateError::Key(given)) if given == key), "{key}");
         }
         let error = decode("lease/s-aaaaaaaaaaaa/web", b"\"x\"").expect_err("no number");

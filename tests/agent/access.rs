@@ -41,7 +41,7 @@ async fn a_stranger_can_do_nothing_and_learns_nothing() {
     for name in ["web", "app/web"] {
         let restart = Request::Restart { who: who.clone(), instance: name.into() };
         assert!(matches!(world.text(restart).await, Err(Refusal::NotFound(_))));
-        let logs = Request::Logs { who: who.clone(), instance: name.into(), lines: 1, follow: false };
+        let logs = Request::Logs { who: who.clone(), instance: name.into(), query: "{}".into() };
         assert!(matches!(world.text(logs).await, Err(Refusal::NotFound(_))));
     }
     let bad = [("../x", "write"), ("-x", "write"), ("app", "own")];

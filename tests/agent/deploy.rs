@@ -136,9 +136,10 @@ async fn the_newest_of_many_pushes_wins() {
     world.planted("app").await;
     let before = world.table.evaluations();
     world.table.pause(Duration::from_millis(100));
+    // Made before: on a busy machine git takes longer than a deploy here.
+    let commits: Vec<String> = (0..20).map(|round| world.commit("app", &[("page", &round.to_string())])).collect();
     let mut jobs = Vec::new();
-    for round in 0..20 {
-        let commit = world.commit("app", &[("page", &round.to_string())]);
+    for commit in commits {
         jobs.push(world.pushed(&ann(), "app", &commit, "deploy").await.unwrap().job);
     }
     world.table.set("web", "last", json!({}));

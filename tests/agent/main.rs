@@ -6,4 +6,5 @@ mod world;
 mod access;
 mod deploy;
 mod enter;
+mod history;
 mod restart;

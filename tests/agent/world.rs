@@ -248,6 +248,12 @@ impl World {
         serde_json::from_str(&text).unwrap()
     }
 
+    /// Where what the last deploy of a repository said is kept.
+    pub fn kept(&self, repo: &str) -> std::path::PathBuf {
+        let namespace = id(repo, "web").namespace;
+        self.dir.path().join("state/deploys").join(format!("{namespace}.jsonl"))
+    }
+
     /// Waits until `ready` holds.
     pub async fn until(&self, what: &str, mut ready: impl FnMut(&Self) -> bool) {
         for _ in 0..20_000 {
@@ -279,7 +285,11 @@ async fn start(dir: &tempfile::TempDir, sim: &Sim, state: &MemoryState, table: &
     };
     let authority = Authority::load_or_make(&dir.path().join("guest-ca")).unwrap();
     let settings = Settings {
-        layout: Layout { guest_ca: authority.public(), ..config.layout(Vmm::Qemu { kvm: false }, tools) },
+        layout: Layout {
+            state: dir.path().join("state"),
+            guest_ca: authority.public(),
+            ..config.layout(Vmm::Qemu { kvm: false }, tools)
+        },
         repositories: dir.path().join("repos"),
         reader: seed::build::source::Reader::Here,
         work: dir.path().to_owned(),

@@ -3,6 +3,7 @@
 
 mod crowd;
 mod dns;
+mod history;
 mod push;
 mod refused;
 mod shell;

@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::support::{World, run, until, word};
 
-fn status() -> Status {
+pub fn status() -> Status {
     let instance = InstanceStatus {
         name: "web".into(),
         state: "running".into(),
@@ -21,7 +21,11 @@ fn status() -> Status {
         vcpus: 1,
         memory_mib: 512,
         memory_used: None,
+        cpu_milli: None,
         volumes: vec![],
+        failed_units: vec![],
+        stopped_by: String::new(),
+        pinned_by: String::new(),
         restart_pending: false,
     };
     let namespace = NamespaceStatus {

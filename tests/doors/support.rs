@@ -11,7 +11,7 @@ use std::{
 };
 
 use seed::{
-    bus::{Level, Opened, Outcome, Planted, Progress, Pushed, Refusal, SeedProxy, Stage, Status, Zone},
+    bus::{Level, LogQuery, Opened, Outcome, Planted, Progress, Pushed, Refusal, SeedProxy, Stage, Status, Zone},
     serve::{ServeError, Settings, Sockets},
     spec::caller::Caller,
 };
@@ -36,6 +36,8 @@ pub struct Told {
     /// How many times a push is answered with "nobody is here".
     pub push_away: u32,
     pub status: Status,
+    /// How often the status was asked for.
+    pub statuses: u32,
     pub logs: Vec<String>,
     /// Jobs whose follower went away before their end.
     pub left: u32,
@@ -87,7 +89,8 @@ fn key_of(who: &str) -> &str {
 #[zbus::interface(name = "farm.loom.Seed1")]
 impl Agent {
     fn status(&self, who: &str, filter: &str) -> Result<String, Refusal> {
-        let told = self.told();
+        let mut told = self.told();
+        told.statuses += 1;
         let mut status = told.status.clone();
         if !told.owners.values().any(|owner| owner == key_of(who)) {
             status.namespaces.clear();
@@ -152,7 +155,8 @@ impl Agent {
         let lines = script.into_iter().map(|(pause, word)| (pause, serde_json::to_string(&word).unwrap())).collect();
         pipe(lines, false, move || told.told().left += 1)
     }
-    fn logs(&self, _who: &str, instance: &str, lines: u32, follow: bool) -> Result<zbus::OwnedFd, Refusal> {
+    fn logs(&self, _who: &str, instance: &str, query: &str) -> Result<zbus::OwnedFd, Refusal> {
+        let LogQuery { lines, follow, .. } = serde_json::from_str(query).unwrap();
         let mut told = self.told();
         if instance != "web" && instance != "my-app/web" {
             return Err(Refusal::NotFound(format!("no instance {instance:?}: there are api, web")));

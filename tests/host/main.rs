@@ -13,4 +13,5 @@ mod lacks;
 mod logs;
 mod network;
 mod push;
+mod verbs;
 mod volumes;

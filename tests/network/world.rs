@@ -127,7 +127,10 @@ impl World {
         let db = r#"{"dns":{"port":53,"protocol":"dns"},"sync":{"port":9000,"protocol":"udp"}}"#;
         let web = r#"{"http":{"port":80,"protocol":"http"}}"#;
         let instances = [(GUESTS[0], wanted(0, web)), (GUESTS[1], wanted(1, db)), (GUESTS[2], wanted(2, web))];
-        let desired = Desired { instances: instances.into_iter().map(|(id, one)| (id.parse().expect("an id"), one)).collect() };
+        let desired = Desired {
+            instances: instances.into_iter().map(|(id, one)| (id.parse().expect("an id"), one)).collect(),
+            ..Desired::default()
+        };
         let mut world = Self {
             prefix: format!("seed{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)),
             desired,

@@ -4,6 +4,7 @@
 mod acme;
 mod callers;
 mod guest;
+mod history;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +14,7 @@ use std::{
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
 pub use self::callers::Trust;
-use self::{acme::AcmeFace, callers::Callers, guest::GuestFace};
+use self::{acme::AcmeFace, callers::Callers, guest::GuestFace, history::HistoryFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -153,11 +154,10 @@ impl Face {
         #[zbus(connection)] connection: &zbus::Connection,
         who: String,
         instance: String,
-        lines: u32,
-        follow: bool,
+        query: String,
     ) -> Result<zbus::OwnedFd, Refusal> {
         self.check(&header, connection, &who).await?;
-        self.pipe(Request::Logs { who, instance, lines, follow }).await
+        self.pipe(Request::Logs { who, instance, query }).await
     }
 
     async fn restart(
@@ -307,7 +307,8 @@ pub async fn serve_on(bus: zbus::connection::Builder<'_>, face: Face) -> zbus::R
     let handle = face.handle.clone();
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let acme = AcmeFace { handle: face.handle.clone(), callers: face.callers.clone() };
-    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, acme);
+    let history = HistoryFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, acme);
     let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)

@@ -85,6 +85,47 @@ pub(super) fn seconds(text: &str) -> Result<u64, Refusal> {
     number.checked_mul(factor).filter(|seconds| (1..=10 * 366 * 86400).contains(seconds)).ok_or_else(refuse)
 }
 
+/// A whole number from 1 to `most`.
+pub(super) fn number(option: &str, text: &str, most: u32) -> Result<u32, Refusal> {
+    let found = text.parse().ok().filter(|n| (1..=most).contains(n));
+    found.ok_or_else(|| Refusal::Invalid(format!("{option} {text:?} is no number from 1 to {most}")))
+}
+
+/// A moment in seconds since 1970: so long ago (`10m`, `2h`, `7d`), or a time in UTC (`2026-11-21`, `2026-11-21T10:31`).
+pub(super) fn moment(text: &str, now: u64) -> Result<u64, Refusal> {
+    let refuse = || {
+        Refusal::Invalid(format!("{text:?} is no time: write how long ago it was (10m, 2h, 7d), or 2026-11-21T10:31:02Z (in UTC)"))
+    };
+    if !text.contains('-') && text != "never" {
+        return seconds(text).map(|ago| now.saturating_sub(ago).max(1)).map_err(|_| refuse());
+    }
+    date(text.strip_suffix('Z').unwrap_or(text)).ok_or_else(refuse)
+}
+
+/// `2026-11-21`, `2026-11-21T10:31` or `2026-11-21 10:31:02`, in seconds since 1970.
+fn date(text: &str) -> Option<u64> {
+    fn field(text: &str, digits: usize, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+        let plain = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|n| plain && range.contains(n))
+    }
+    let (day, time) = text.split_once(['T', ' ']).unwrap_or((text, "00:00"));
+    let mut parts = day.split('-');
+    let (year, month) = (field(parts.next()?, 4, 1970..=9999)?, field(parts.next()?, 2, 1..=12)?);
+    let day = field(parts.next()?, 2, 1..=31)?;
+    let mut clock = time.split(':');
+    let (hour, minute) = (field(clock.next()?, 2, 0..=23)?, field(clock.next()?, 2, 0..=59)?);
+    let second = clock.next().map_or(Some(0), |text| field(text, 2, 0..=60))?;
+    if parts.next().is_some() || clock.next().is_some() {
+        return None;
+    }
+    // Days from a date, after Howard Hinnant's `days_from_civil`: years begin in March, so that the leap day is the last.
+    let shifted_year = year - u64::from(month <= 2);
+    let (era, year_of_era) = (shifted_year / 400, shifted_year % 400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    days.checked_sub(719_468).map(|days| days * 86_400 + hour * 3_600 + minute * 60 + second)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +152,37 @@ mod tests {
             assert!(text.contains(named), "{text}");
         }
         assert!(Arguments::parse("logs", &words("-- -x"), &[], &[], 1).is_ok());
+    }
+
+    #[test]
+    fn moments_are_ago_or_a_date() {
+        let table = [
+            ("90s", 99_910),
+            ("2h", 92_800),
+            ("7d", 1),
+            ("1970-01-01T00:00:07Z", 7),
+            ("2000-02-29", 951_782_400),
+            ("2000-02-28 23:59:59", 951_782_399),
+            ("2026-11-21T10:31:02Z", 1_795_257_062),
+            ("2100-03-01T00:00Z", 4_107_542_400),
+        ];
+        for (text, expected) in table {
+            assert_eq!(moment(text, 100_000).unwrap(), expected, "{text}");
+        }
+        for text in [
+            "",
+            "never",
+            "soon",
+            "-1d",
+            "2026-13-01",
+            "2026-1-1",
+            "2026-01-01T25:00",
+            "2026-01-01T10",
+            "2026-01-01T1:2:3:4",
+            "+026-01-01",
+        ] {
+            assert!(moment(text, 100_000).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -10,19 +10,21 @@ struct Verb {
     operator: bool,
 }
 
-const VERBS: [Verb; 9] = [
+const VERBS: [Verb; 17] = [
     Verb {
         name: "status",
-        usage: "status [REPO]",
+        usage: "status [REPO] [--watch]",
         short: "what runs, where, and how it is doing",
-        long: "Without REPO, everything that your key may see.",
+        long: "Without REPO, everything that your key may see. With --watch (-w) it is drawn again every 2 seconds until you stop it.",
         operator: false,
     },
     Verb {
         name: "logs",
-        usage: "logs [REPO/]INSTANCE [-f] [--lines N]",
+        usage: "logs [REPO/]INSTANCE [-f] [--lines N] [--since T] [-u UNIT] [--boot] [--build]",
         short: "the journal and console of an instance",
-        long: "The last 100 lines, or N. With -f (--follow) it goes on until you stop it.",
+        long: "The last 100 lines, or N (-n). With -f (--follow) it goes on until you stop it. --since (-S) takes 10m, 2h, 7d or a time in UTC as \
+               2026-11-21T10:31; -u (--unit) a unit of the guest; --boot (-b) shows what came since its last start, --build what the last \
+               deploy said.",
         operator: false,
     },
     Verb {
@@ -33,6 +35,20 @@ const VERBS: [Verb; 9] = [
         operator: false,
     },
     Verb {
+        name: "stop",
+        usage: "stop [REPO/]INSTANCE",
+        short: "power an instance off, and keep it off",
+        long: "It stays off over pushes and reboots until you start it. Its addresses, its name and its volumes stay its own.",
+        operator: false,
+    },
+    Verb {
+        name: "start",
+        usage: "start [REPO/]INSTANCE",
+        short: "start an instance that is off",
+        long: "Follows until it runs. What was pushed meanwhile is what starts.",
+        operator: false,
+    },
+    Verb {
         name: "deploy",
         usage: "deploy REPO",
         short: "deploy what was pushed, again",
@@ -40,10 +56,53 @@ const VERBS: [Verb; 9] = [
         operator: false,
     },
     Verb {
+        name: "deploys",
+        usage: "deploys [REPO]",
+        short: "who pushed what, when, how it went, and what it changed",
+        long: "The newest first, at most 50 of a repository; and the generations that rollback can go back to.",
+        operator: false,
+    },
+    Verb {
+        name: "rollback",
+        usage: "rollback [REPO/]INSTANCE [GENERATION]",
+        short: "run an instance as it was before",
+        long: "Without GENERATION, as it was before the last change that worked. It takes one restart. A push of the version that you went back from \
+               does not bring it back; another version, or unpin, does.",
+        operator: false,
+    },
+    Verb {
+        name: "pin",
+        usage: "pin [REPO/]INSTANCE",
+        short: "keep an instance as it is, whatever is pushed",
+        long: "Pushes go on to be built and to change other instances. unpin ends it.",
+        operator: false,
+    },
+    Verb {
+        name: "unpin",
+        usage: "unpin [REPO/]INSTANCE",
+        short: "let pushes change an instance again",
+        long: "It changes with the next push, or with deploy REPO. It also forgets which versions you went back from.",
+        operator: false,
+    },
+    Verb {
+        name: "destroy",
+        usage: "destroy [REPO/]INSTANCE INSTANCE",
+        short: "take an instance off this host",
+        long: "Asks for its name a second time. Its volumes are kept, and listed by status. A push, or deploy REPO, makes it anew.",
+        operator: false,
+    },
+    Verb {
         name: "plant",
         usage: "plant silo:REPO CODE",
         short: "run a repository here, with an invite code",
         long: "Afterwards every push of its default branch deploys it. The operator hands out codes.",
+        operator: false,
+    },
+    Verb {
+        name: "unplant",
+        usage: "unplant REPO",
+        short: "end what plant began",
+        long: "Stops its instances and takes them off this host. The repository and all volumes are kept, and listed.",
         operator: false,
     },
     Verb {
@@ -70,6 +129,51 @@ const VERBS: [Verb; 9] = [
     Verb { name: "help", usage: "help [VERB]", short: "this, or more about one verb", long: "", operator: false },
 ];
 
+/// An option of a verb: its long name, its short one, the name of its value if it takes one, and what it does.
+pub type VerbOption = (&'static str, Option<char>, Option<&'static str>, &'static str);
+
+/// The options of a verb, for completion and manual pages.
+fn options(verb: &str) -> &'static [VerbOption] {
+    match verb {
+        "status" => &[("watch", Some('w'), None, "Draw it again every 2 seconds")],
+        "logs" => &[
+            ("follow", Some('f'), None, "Go on until it is stopped"),
+            ("lines", Some('n'), Some("N"), "The last N lines"),
+            ("since", Some('S'), Some("TIME"), "None from before: 10m, 2h, 7d, or 2026-11-21T10:31 in UTC"),
+            ("unit", Some('u'), Some("UNIT"), "Only of this unit of the guest"),
+            ("boot", Some('b'), None, "Only since the last start"),
+            ("build", None, None, "What the last deploy said"),
+        ],
+        "invite" => &[
+            ("uses", None, Some("N"), "How often it may be used"),
+            ("expires", None, Some("SPAN"), "For how long: 12h, 7d, never"),
+            ("note", None, Some("TEXT"), "What it is for"),
+        ],
+        _ => &[],
+    }
+}
+
+/// A verb, as completion and manual pages need to know it.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    pub name: &'static str,
+    pub usage: &'static str,
+    pub short: &'static str,
+    pub long: &'static str,
+    pub options: &'static [VerbOption],
+}
+
+/// Every verb, in the order of the help.
+pub fn verbs() -> impl Iterator<Item = Known> {
+    VERBS.iter().map(|verb| Known {
+        name: verb.name,
+        usage: verb.usage,
+        short: verb.short,
+        long: verb.long,
+        options: options(verb.name),
+    })
+}
+
 fn visible(operator: bool) -> impl Iterator<Item = &'static Verb> {
     VERBS.iter().filter(move |verb| operator || !verb.operator)
 }
@@ -87,7 +191,11 @@ pub(super) fn known(verb: &str) -> bool {
 pub(super) fn all(operator: bool) -> String {
     let mut text = String::from("Seed runs NixOS instances from git repositories.\n\n");
     for verb in visible(operator) {
-        let usage = if verb.name == "invite" { "invite new | list | revoke ID" } else { verb.usage };
+        let usage = match verb.name {
+            "invite" => "invite new | list | revoke ID",
+            "logs" => "logs [REPO/]INSTANCE [-f] [-n N] …",
+            _ => verb.usage,
+        };
         text.push_str(&format!("  {} {usage:<38} {}\n", prefix(operator), verb.short));
     }
     text.push_str(
@@ -153,6 +261,14 @@ mod tests {
 
     #[test]
     fn every_verb_has_help_and_the_operator_sees_more() {
+        for known in verbs() {
+            // Whatever stands in the usage can be completed, and the other way round.
+            for (long, short, _, _) in known.options {
+                let named = known.usage.contains(&format!("--{long}"))
+                    || short.is_some_and(|short| known.usage.contains(&format!("-{short}")));
+                assert!(named, "{}: --{long}", known.name);
+            }
+        }
         for verb in &VERBS {
             assert!(of(verb.name, true).unwrap().contains(verb.usage));
             assert_eq!(of(verb.name, false).is_err(), verb.operator);

@@ -5,12 +5,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::{Look, plain};
-use crate::bus::{InstanceStatus, LogLine, NamespaceStatus, Refusal, Status};
+use crate::{
+    bus::{InstanceStatus, LogLine, NamespaceStatus, Planted, Refusal, Status, VolumeStatus},
+    spec::quantity::Bytes,
+};
 
-const RED: &str = "31";
-const GREEN: &str = "32";
-const YELLOW: &str = "33";
-const DIM: &str = "2";
+pub(super) const RED: &str = "31";
+pub(super) const GREEN: &str = "32";
+pub(super) const YELLOW: &str = "33";
+pub(super) const DIM: &str = "2";
 const BOLD: &str = "1";
 
 /// Seconds since 1970.
@@ -23,10 +26,10 @@ fn paint(text: &str, colour: &str, look: Look) -> String {
 }
 
 /// A cell: its text, and how it is painted.
-type Cell = (String, Option<&'static str>);
+pub(super) type Cell = (String, Option<&'static str>);
 
 /// Rows with aligned columns, two spaces apart, without trailing spaces. Columns that are empty in all rows but the first are left out.
-fn table(rows: &[Vec<Cell>], indent: &str, look: Look) -> String {
+pub(super) fn table(rows: &[Vec<Cell>], indent: &str, look: Look) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.0.chars().count()).max().unwrap_or(0);
     let kept: Vec<usize> = (0..columns)
@@ -49,7 +52,7 @@ fn table(rows: &[Vec<Cell>], indent: &str, look: Look) -> String {
 }
 
 /// `5 s`, `12 min`, `3 h`, `9 d`
-fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),
@@ -108,11 +111,13 @@ fn namespace_status(namespace: &NamespaceStatus, now: u64, look: Look) -> String
 fn instance_row(instance: &InstanceStatus, now: u64) -> Vec<Cell> {
     let colour = match instance.state.as_str() {
         "running" => GREEN,
-        "failed" => RED,
+        "failed" | "degraded" => RED,
         _ => YELLOW,
     };
     let age = if instance.since == 0 { String::new() } else { span(now.saturating_sub(instance.since)) };
-    let used = instance.memory_used.map(|bytes| format!("{} of ", bytes >> 20)).unwrap_or_default();
+    let memory = instance.memory_used.map(|bytes| format!("{} of ", bytes.div_ceil(1 << 20))).unwrap_or_default();
+    let cpu = instance.cpu_milli.map(|milli| format!("{:.2} of ", f64::from(milli) / 1000.0)).unwrap_or_default();
+    let volumes: Vec<String> = instance.volumes.iter().map(volume).collect();
     let mut detail = plain(&instance.detail);
     if instance.restart_pending {
         detail.push_str(if detail.is_empty() { "restart pending" } else { "; restart pending" });
@@ -126,10 +131,40 @@ fn instance_row(instance: &InstanceStatus, now: u64) -> Vec<Cell> {
         (instance.ipv4.to_string(), None),
         (instance.ipv6.to_string(), None),
         (instance.ports.join(", "), None),
-        (format!("{} CPU, {used}{} MiB", instance.vcpus, instance.memory_mib), None),
-        (plain(&instance.volumes.join(", ")), None),
+        (format!("{cpu}{} CPU, {memory}{} MiB", instance.vcpus, instance.memory_mib), None),
+        (plain(&volumes.join(", ")), None),
         (detail, None),
     ]
+}
+
+/// `data 12Mi of 64Mi at /seed/storage/data`
+fn volume(volume: &VolumeStatus) -> String {
+    let used = volume.used.map(|used| format!("{}Mi of ", used.div_ceil(1 << 20))).unwrap_or_default();
+    format!("{} {used}{} at {}", volume.name, Bytes(volume.size), volume.mount_point)
+}
+
+/// The same text drawn over what is on the terminal.
+pub(super) fn redrawn(text: &str) -> String {
+    // Home, each line to its end, and the rest of the screen: it does not flicker as clearing does.
+    let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
+    format!("\x1b[H{lines}\x1b[J")
+}
+
+/// What was planted, the names that it will have, and what is left to set up.
+pub(super) fn planted(planted: &Planted) -> String {
+    let suffix = plain(&planted.suffix);
+    let mut text = format!("{} is planted as {}\n", plain(&planted.flake), planted.namespace);
+    text.push_str(&format!("  names    INSTANCE.{suffix} for each instance, from its first boot on\n"));
+    text.push_str(&format!(
+        "  DNS      nothing to set up; for a name of your own, point it there: www.example.org. CNAME INSTANCE.{suffix}.\n"
+    ));
+    if planted.flake.starts_with("silo:") {
+        text.push_str("  webhook  none needed: each push here deploys\n");
+    }
+    if planted.job.is_empty() {
+        text.push_str("It has no commits yet: git push deploys it.\n");
+    }
+    text
 }
 
 /// One line of a log, with its line end.
@@ -164,7 +199,7 @@ pub(in crate::serve) fn instant(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-fn unreadable<E: std::fmt::Display>(error: E) -> Refusal {
+pub(super) fn unreadable<E: std::fmt::Display>(error: E) -> Refusal {
     tracing::error!(%error, "the agent's answer could not be read");
     Refusal::Failed("the agent's answer could not be read: it is of another version than this program".into())
 }
@@ -231,7 +266,11 @@ mod tests {
             vcpus: 1,
             memory_mib: 512,
             memory_used: None,
+            cpu_milli: None,
             volumes: vec![],
+            failed_units: vec![],
+            stopped_by: String::new(),
+            pinned_by: String::new(),
             restart_pending: name == "api",
         };
         Status {

@@ -1,0 +1,65 @@
+# Seed: the one program that is agent, doors, launchers and command line. It looks for the programs that it runs when it runs them, so they
+# are no inputs here: the host module names them in the configuration.
+{
+  lib,
+  rustPlatform,
+  dbus,
+  e2fsprogs,
+  git,
+  openssh,
+  systemd,
+}:
+let
+  manifest = lib.importTOML ./Cargo.toml;
+in
+rustPlatform.buildRustPackage {
+  pname = manifest.package.name;
+  inherit (manifest.package) version;
+
+  # What cargo and the tests read, so that an edit of a document builds nothing anew.
+  src = lib.fileset.toSource {
+    root = ./.;
+    fileset = lib.fileset.unions [
+      ./Cargo.lock
+      ./Cargo.toml
+      ./benches
+      ./src
+      ./templates/minimal
+      ./tests
+      ./units
+      ./vmconfigs
+    ];
+  };
+  cargoLock.lockFile = ./Cargo.lock;
+
+  # A build has a user without rights, loopback, and no systemd: what runs there is everything in process, and the doors with real ssh,
+  # git and a bus of their own. Not there: tests/network (makes network namespaces), tests/host (boots machines), tests/nixos
+  # (evaluates Nix; a check of the flake). How exposed the units are, systemd-analyze says.
+  nativeCheckInputs = [
+    dbus
+    e2fsprogs
+    git
+    openssh
+    systemd
+  ];
+  cargoTestFlags = [ "--lib" ] ++ map (test: "--test=${test}") [
+    "agent"
+    "doors"
+    "floors"
+    "plan"
+    "render"
+    "units"
+  ];
+
+  # The manual of the configuration.
+  postInstall = ''
+    install -Dm 644 units/seed.toml $out/share/doc/seed/seed.toml
+  '';
+
+  meta = {
+    inherit (manifest.package) description;
+    license = lib.licenses.mit;
+    platforms = lib.platforms.linux;
+    mainProgram = "seed";
+  };
+}

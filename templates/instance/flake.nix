@@ -1,0 +1,14 @@
+# A microVM. `web.nix` says what is in it; this says that there is one.
+{
+  description = "A static site";
+
+  inputs.seed.url = "github:loomtex/seed";
+  inputs.nixpkgs.follows = "seed/nixpkgs";
+
+  outputs = { seed, ... }: {
+    seeds.web = seed.lib.mkSeed {
+      name = "web";
+      module = ./web.nix;
+    };
+  };
+}

@@ -1,0 +1,88 @@
+//! After the first push: a bad deploy and the way back, off and on again, the history, and the end.
+
+use std::time::Duration;
+
+use crate::machine::Machine;
+
+const BOOT: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_bad_deploy_is_gone_back_from_and_what_is_stopped_stays_off() {
+    let machine = Machine::new("verbs", &[]);
+    let ann = machine.tenant("ann", "my-app");
+    let (planted, namespace) = ann.plant();
+    assert!(planted.contains("nothing to set up") && planted.contains("webhook  none needed"), "{planted}");
+    let unit = format!("seed-vm@{namespace}-web.service");
+
+    // A version that boots and does not work.
+    ann.edit("busybox httpd -f -p 80 -h /srv/www", "busybox false");
+    ann.push(&[]).ok();
+    let degraded = || {
+        let status = ann.status();
+        let web = status["namespaces"][0]["instances"][0].clone();
+        (web["state"] == "degraded").then_some(web)
+    };
+    let web = machine.wait("web is degraded", BOOT, degraded);
+    assert_eq!(web["failedUnits"], serde_json::json!(["web.service"]));
+    assert!(web["volumes"][0]["used"].as_u64().is_some_and(|used| used > 0 && used < 64 << 20), "{web}");
+    let shown = ann.shell(&["status"]).ok();
+    assert!(shown.contains("degraded") && shown.contains("failed in it: web.service"), "{shown}");
+    let logs = |words: &[&str]| {
+        let all = [&["logs", "web", "--lines", "2000"], words].concat();
+        ann.shell(&all).ok()
+    };
+    let of_unit = logs(&["-u", "web", "--boot"]);
+    assert!(of_unit.contains("web.service: Failed") && !of_unit.contains("console"), "{of_unit}");
+    assert!(logs(&["--since", "2100-01-01"]).is_empty());
+    assert!(logs(&["--since", "1h"]).lines().count() > of_unit.lines().count());
+    assert!(logs(&["--build"]).contains("web: restart (system changed)"));
+
+    // Back, in one restart; and the same push again changes nothing.
+    let pid = machine.main_pid(&unit);
+    let back = ann.shell(&["rollback", "web"]);
+    assert_eq!(back.code, 0, "{}", back.all());
+    assert_ne!(machine.main_pid(&unit), pid);
+    assert_eq!(ann.page("web"), "Hello from Seed");
+    assert_eq!(ann.state("web"), "running");
+    let pid = machine.main_pid(&unit);
+    let again = ann.push(&[]);
+    assert!(again.code == 0 && again.all().contains("was gone back from"), "{}", again.all());
+    assert_eq!(machine.main_pid(&unit), pid);
+    let deploys = ann.shell(&["deploys", "my-app"]).ok();
+    assert!(deploys.contains("rollback") && deploys.contains("done, runs") && deploys.contains("rollback can go to"), "{deploys}");
+
+    // Off: over a reboot, and a push.
+    ann.shell(&["stop", "web"]).ok();
+    assert_eq!(ann.state("web"), "stopped");
+    machine.reboot();
+    machine.wait("the doors are open", BOOT, || (ann.shell(&["status"]).code == 0).then_some(()));
+    ann.edit("page = \"Hello from Seed\"", "page = \"While it was off\"");
+    ann.edit("busybox false", "busybox httpd -f -p 80 -h /srv/www");
+    let pushed = ann.push(&[]);
+    assert!(pushed.code == 0 && pushed.all().contains("web is off"), "{}", pushed.all());
+    assert_eq!((ann.state("web").as_str(), machine.property(&unit, "ActiveState").as_str()), ("stopped", "inactive"));
+    assert!(machine.run(&["systemctl", "cat", &unit]).ok().contains("ExecStart"), "it is ready to be started");
+    let refused = ann.shell(&["restart", "web"]);
+    assert!(refused.code == 1 && refused.err.contains("start web"), "{}", refused.all());
+    machine.run(&["seed", "start", "my-app/web"]).ok();
+    assert_eq!(ann.page("web"), "While it was off");
+
+    // The end; volumes stay.
+    let half = ann.shell(&["destroy", "web"]);
+    assert!(half.code == 2 && half.err.contains("destroy web web"), "{}", half.all());
+    let gone = ann.shell(&["unplant", "my-app"]);
+    assert!(gone.code == 0 && gone.all().contains("the volume web/data (64Mi)"), "{}", gone.all());
+    assert_eq!(machine.property(&unit, "LoadState"), "not-found");
+    let kept = machine.run(&["find", "/var/lib/seed/volumes/retired", "-name", "*.img"]).ok();
+    assert_eq!(kept.lines().count(), 1, "{kept}");
+    assert!(ann.shell(&["status"]).ok().contains("not planted"));
+
+    // What the host's own shell needs.
+    let script = machine.run(&["seed", "completion", "bash"]).ok();
+    assert!(script.contains("rollback") && script.contains("--since"));
+    machine.run(&["bash", "-c", "source <(seed completion bash) && complete -p seed"]).ok();
+    machine.run(&["seed", "man", "/tmp/man"]).ok();
+    assert!(machine.path("/tmp/man/seed-rollback.1").exists() && machine.path("/tmp/man/seed.1").exists());
+    assert_eq!(machine.run(&["seed", "rolback"]).code, 2);
+    assert!(machine.run(&["seed", "help", "logs"]).ok().contains("--since"));
+}

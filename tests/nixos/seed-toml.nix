@@ -1,0 +1,75 @@
+# The configuration that the host module writes, as a text: of a host that says no more than its domain, and of one that says all.
+{ nixpkgs }:
+let
+  lib = import (nixpkgs + "/lib");
+  toml = import ../../nixos-modules/host/toml.nix { inherit lib; };
+  of =
+    seed:
+    toml
+      (import (nixpkgs + "/nixos/lib/eval-config.nix") {
+        system = "x86_64-linux";
+        modules = [
+          ../../nixos-modules/host
+          {
+            services.seed = {
+              enable = true;
+              domain = "seed.example";
+            } // seed;
+            system.stateVersion = "25.05";
+          }
+        ];
+      }).config.services.seed.settings;
+in
+{
+  least = of { };
+  most = of {
+    publicAddresses = [
+      "192.0.2.7"
+      "2001:db8::7"
+    ];
+    hypervisor = {
+      kind = "qemu";
+      acceleration = "tcg";
+      bootTimeout = 5;
+      stopTimeout = 600;
+    };
+    storage.directory = "/var/lib/other";
+    network = {
+      pool4 = "10.200.0.0/29";
+      pool6 = "2001:db8:1:2::/64";
+      upstreamDns = [
+        "192.0.2.53"
+        "192.0.2.53:5353"
+        "[2001:db8::53]:53"
+      ];
+      uidBase = 2000000000;
+    };
+    limits = {
+      parallelBuilds = 64;
+      evaluationTime = 3600;
+      evaluationMemory = "128Mi";
+      buildTime = 86400;
+      generations = 100;
+      push = "64Ki";
+      journal = "64Gi";
+    };
+    build.allowAddresses = [
+      "10.1.2.3"
+      "2001:db8::/32"
+    ];
+    ssh.port = 2222;
+    settings.paths = {
+      run = "/run/other";
+      seed = "/opt/seed";
+      cloud_hypervisor = "/opt/cloud-hypervisor";
+      qemu = "/opt/qemu";
+      virtiofsd = "/opt/virtiofsd";
+      swtpm = "/opt/swtpm";
+      vhost_device_vsock = "/opt/vhost-device-vsock";
+      journal_remote = "/opt/systemd-journal-remote";
+      nix = "/opt/nix";
+      git = "/opt/git";
+    };
+  };
+  wrong = of { settings.network.pool5 = "10.0.0.0/8"; };
+}
