@@ -74,6 +74,7 @@ in
       "seed-agent.service"
       "seed-serve.service"
       "seed-serve.socket"
+      "seed-serve-acme.socket"
       "seed-serve-dns-tcp.socket"
       "seed-serve-dns-udp.socket"
     ] (_: true);
@@ -96,7 +97,7 @@ in
     expected = [
       [
         "bulk/seed"
-        "bulk/seed/repos bulk/seed/ssh"
+        "bulk/seed/repos bulk/seed/ssh bulk/seed/acme"
       ]
       [ "other" ]
       [ "-/var/lib/bulk/seed/state -/var/lib/bulk/seed/volumes -/var/lib/bulk/seed/tpm -/var/lib/bulk/seed/log" ]
@@ -108,6 +109,7 @@ in
     expr = lib.filter (lib.hasPrefix "seed-") (lib.attrNames plain.systemd.units);
     expected = [
       "seed-agent.service"
+      "seed-serve-acme.socket"
       "seed-serve-dns-tcp.socket"
       "seed-serve-dns-udp.socket"
       "seed-serve.service"
@@ -186,12 +188,22 @@ in
           2222
         ]
         [ 53 ]
-        { "seed+" = [ 53 ]; }
+        {
+          "seed+" = [
+            53
+            9876
+          ];
+        }
       ]
       [
         [ ]
         [ ]
-        { "seed*" = [ 53 ]; }
+        {
+          "seed*" = [
+            53
+            9876
+          ];
+        }
       ]
     ];
   };
@@ -342,7 +354,7 @@ in
       ];
     expected = [
       true
-      8
+      9
       "d /var/lib/other              0755 root root -"
     ];
   };
