@@ -201,6 +201,8 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         work,
         parallel: config.build.parallel as usize,
         keep: config.build.keep_generations as usize,
+        quota: config.quota.clone(),
+        audit: config.audit_directory(),
         apex: Apex { host4, host6, nameservers: config.dns.nameservers.clone(), caa: config.dns.caa.clone() },
         acme: agent::acme::budget::Limits {
             per_week: config.acme.per_week as usize,

@@ -30,9 +30,9 @@ const LONGEST: usize = 500;
 /// What no file or folder is called: such a name says nothing of what is in it, so anything ends up there.
 const NO_NAMES: &[&str] =
     &["util", "utils", "common", "helper", "helpers", "manager", "types", "error", "errors", "misc", "traits", "prelude"];
-/// The traits of this crate: a trait is for where a test needs a stand-in. `Seed`, `Guest`, `History` and `Acme` are interfaces on the
-/// bus.
-const TRAITS: &[&str] = &["Host", "State", "Builder", "Seed", "Guest", "History", "Acme"];
+/// The traits of this crate: a trait is for where a test needs a stand-in. `Seed`, `Guest`, `History`, `Access` and `Acme` are interfaces
+/// on the bus.
+const TRAITS: &[&str] = &["Host", "State", "Builder", "Seed", "Guest", "History", "Access", "Acme"];
 
 fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

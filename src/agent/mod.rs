@@ -5,7 +5,9 @@
 //! and an instance whose lane is busy is left alone until it has ended.
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
+pub mod access;
 pub mod acme;
+mod acts;
 pub mod authority;
 pub mod bus;
 pub mod deploy;
@@ -15,8 +17,10 @@ pub mod history;
 mod invite;
 pub mod job;
 pub mod logs;
+mod patience;
 mod power;
 mod queue;
+mod quota;
 pub mod reconcile;
 mod repository;
 pub mod request;
@@ -50,8 +54,9 @@ use crate::{
     spec::{
         desired::{Deployment, Desired, Wanted},
         name::{InstanceId, InstanceName, Namespace},
+        quota::Quota,
     },
-    state::{Ask, Batch, Change, Memory, Record, State, StateError},
+    state::{Ask, Batch, Change, Memory, Record, State, StateError, audit::Audit},
 };
 
 /// What the agent needs to know of its configuration.
@@ -68,6 +73,10 @@ pub struct Settings {
     pub parallel: usize,
     /// How many replaced deployments of a namespace are kept.
     pub keep: usize,
+    /// What a namespace may have that was given no quota of its own.
+    pub quota: Quota,
+    /// Where the audit log is.
+    pub audit: PathBuf,
     /// What the zone has of the host itself.
     pub apex: render::zone::Apex,
     /// How often the CA may be asked.
@@ -98,6 +107,8 @@ pub enum Event {
     Proven(Namespace),
     /// A deploy has ended, well or not.
     DeployEnded(Namespace, Option<Ask>, Box<Record>),
+    /// A plan was said.
+    PlanEnded,
     /// Something changed on the machine.
     Changed,
     /// Time to look anyway.
@@ -145,6 +156,10 @@ pub struct Agent<H, S, B> {
     last_deploy: BTreeMap<Namespace, Job>,
     lanes: Lanes,
     zone: watch::Sender<zone::Book>,
+    record: acts::Record,
+    guesses: invite::Guesses,
+    /// Plans under way.
+    planning: Vec<Job>,
 }
 
 /// How the bus and tests speak with a running agent.
@@ -174,6 +189,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// An agent that remembers what `state` holds. Call [`Agent::run`] to set it going.
     pub async fn new(host: H, state: S, builder: B, settings: Settings) -> Result<(Self, Handle), StateError> {
         let memory = state.load().await?;
+        let record = acts::Record::new(Audit::open(&settings.audit)?);
         let (events, inbox) = mpsc::channel(1024);
         let stopped = watch::Sender::new(memory.stopped.keys().cloned().collect());
         let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0), stopped });
@@ -191,6 +207,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             last_deploy: BTreeMap::new(),
             lanes: Lanes::default(),
             zone,
+            record,
+            guesses: invite::Guesses::default(),
+            planning: Vec::new(),
         };
         Ok((agent, handle))
     }
@@ -230,7 +249,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Event::Proven(namespace) => self.proven(&namespace).await,
             Event::DeployEnded(namespace, ask, record) => self.deploy_ended(namespace, ask, *record).await,
             Event::Changed | Event::Tick => self.look(),
-            Event::Quit => {}
+            // What waits for a build is started after every event.
+            Event::PlanEnded | Event::Quit => {}
         }
     }
 

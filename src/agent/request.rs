@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, acme, chain, enter::Enter, history::History, logs, now, resolve};
+use super::{Agent, access::Question, acme, chain, enter::Enter, history::History, logs, now, resolve};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -34,6 +34,7 @@ pub enum Request {
     ListInvites,
     RevokeInvite { id: String },
     Acme(acme::Request),
+    Access(Question),
     History(History),
 }
 
@@ -70,6 +71,11 @@ pub(super) fn principal(who: &str) -> Result<Principal, Refusal> {
     who.parse::<Caller>().map(|caller| Principal::Key(caller.key().clone())).map_err(invalid)
 }
 
+/// Where who asks called from, if a door said so.
+pub(super) fn source(who: &str) -> Option<std::net::IpAddr> {
+    who.parse::<Caller>().ok().and_then(|caller| caller.source())
+}
+
 pub(super) fn json(document: &impl serde::Serialize) -> Reply {
     Reply::Text(serde_json::to_string(document).expect("plain data is JSON"))
 }
@@ -77,10 +83,11 @@ pub(super) fn json(document: &impl serde::Serialize) -> Reply {
 impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Answers a question, at once or from a task.
     pub(super) async fn request(&mut self, request: Request, answer: Answer) {
+        let answer = self.record.before(&self.memory, &request, answer);
         let reply = match request {
             Request::Status { who, filter } => return self.status(&who, &filter, answer),
             Request::Plan => return self.plan(answer),
-            Request::OpenRepository { who, name, access } => self.open_repository(&who, &name, &access).await,
+            Request::OpenRepository { who, name, access } => return self.open_repository(&who, &name, &access, answer).await,
             Request::Push { .. } | Request::Plant { .. } | Request::Deploy { .. } => return self.read_first(request, answer),
             Request::Follow { who, job } => self.follow(&who, &job),
             Request::Logs { who, instance, query } => self.logs(&who, &instance, &query),
@@ -90,6 +97,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
             Request::Acme(request) => self.acme(request).await,
+            Request::Access(question) => return self.access(question, answer).await,
             Request::History(History::Unplant { who, repository }) => return self.unplant(&who, &repository, answer).await,
             Request::History(request) => self.history(request).await,
         };

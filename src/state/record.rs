@@ -23,6 +23,7 @@ pub fn encode(change: &Change) -> Write {
         Change::AcmeAccount(id, value) => (format!("acme-account/{id}"), json(value)),
         Change::AcmeOrder(id, value) => (format!("acme-order/{id}"), json(value)),
         Change::AcmeCertificate(id, value) => (format!("acme-certificate/{id}"), json(value)),
+        Change::Quota(namespace, value) => (format!("quota/{namespace}"), json(value)),
         Change::Stopped(id, value) => (format!("stopped/{id}"), json(value)),
         Change::Pin(id, value) => (format!("pin/{id}"), json(value)),
         Change::Record(namespace, at, value) => (format!("deploy/{namespace}/{at:020}"), json(value)),
@@ -50,6 +51,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "acme-account" => Change::AcmeAccount(name.to_owned(), json(key, value)?),
         "acme-order" => Change::AcmeOrder(name.to_owned(), json(key, value)?),
         "acme-certificate" => Change::AcmeCertificate(name.to_owned(), json(key, value)?),
+        "quota" => Change::Quota(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "stopped" => Change::Stopped(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "pin" => Change::Pin(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "deploy" => {
@@ -86,7 +88,8 @@ mod tests {
     #[test]
     fn documents_come_back_as_they_were_written() {
         let namespace = "silo:app".parse::<FlakeUri>().expect("valid").namespace();
-        let invite = Invite { id: "k7".into(), hash: "00".into(), uses_left: 1, expires: 0, note: "für \"Ann\"\n".into() };
+        let invite =
+            Invite { id: "k7".into(), hash: "00".into(), uses_left: 1, note: "für \"Ann\"\n".into(), ..Invite::default() };
         let ask = Ask {
             repo: "app".parse().expect("valid"),
             reference: "refs/heads/main".parse().expect("valid"),

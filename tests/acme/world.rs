@@ -316,6 +316,8 @@ impl World {
             work: self.path("work"),
             parallel: 1,
             keep: 1,
+            quota: config.quota.clone(),
+            audit: self.path("audit"),
             apex: seed::render::zone::Apex::default(),
             acme: agent::acme::budget::Limits::default(),
             hypervisor: "a machine made of memory".to_owned(),

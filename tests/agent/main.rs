@@ -5,6 +5,8 @@ mod world;
 
 mod access;
 mod deploy;
+mod desk;
 mod enter;
 mod history;
 mod restart;
+mod roles;

@@ -5,6 +5,7 @@
 
 mod machine;
 
+mod access;
 mod acme;
 mod bad_input;
 mod bus;

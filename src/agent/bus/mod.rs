@@ -1,6 +1,7 @@
 //! The agent's face on the system bus: turns calls into requests, and checks that a caller may speak for whom it speaks.
 #![allow(clippy::disallowed_types, reason = "zbus asks for a HashMap where the order of properties means nothing")]
 
+mod access;
 mod acme;
 mod callers;
 mod guest;
@@ -14,7 +15,7 @@ use std::{
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
 pub use self::callers::Trust;
-use self::{acme::AcmeFace, callers::Callers, guest::GuestFace, history::HistoryFace};
+use self::{access::AccessFace, acme::AcmeFace, callers::Callers, guest::GuestFace, history::HistoryFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -302,13 +303,14 @@ pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
     serve_on(zbus::connection::Builder::system(), face).await
 }
 
-/// The same on any bus.
+/// Serves the agent on a bus of the caller's choice.
 pub async fn serve_on(bus: zbus::connection::Builder<'_>, face: Face) -> zbus::Result<zbus::Connection> {
     let handle = face.handle.clone();
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let access = AccessFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let acme = AcmeFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let history = HistoryFace { handle: face.handle.clone(), callers: face.callers.clone() };
-    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, acme);
+    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, access).serve_at(PATH, acme);
     let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
