@@ -37,7 +37,7 @@ lint: tools ## clippy, warnings are errors
 
 .PHONY: bench
 bench: ## Measure against the goals, and print a table
-	@.ci/tools valgrind
+	@.ci/tools valgrind dnsperf knotd:knot
 	@tests/host/roots
 	$(CARGO) bench --locked -- $(ARGS)
 

@@ -21,6 +21,7 @@ mod acme;
 mod acme_world;
 mod commit;
 mod crowd;
+mod dns;
 mod git;
 mod guest;
 mod idle;
@@ -51,6 +52,12 @@ struct Group {
 /// In this order: the idle machine first, the full one last.
 const GROUPS: &[Group] = &[
     Group { name: "commit", needs: &["strace", "valgrind"], rows: commit::rows, measure: commit::measure },
+    Group {
+        name: "dns",
+        needs: &["dnsperf", "knotd", "knotc", "valgrind", "strace", "taskset", "dbus-daemon"],
+        rows: dns::rows,
+        measure: dns::measure,
+    },
     Group { name: "idle", needs: &[], rows: idle::rows, measure: idle::measure },
     Group { name: "ssh", needs: &["strace"], rows: ssh::rows, measure: ssh::measure },
     Group { name: "git", needs: &["strace"], rows: git::rows, measure: git::measure },

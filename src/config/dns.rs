@@ -81,3 +81,34 @@ fn issuer(text: &str) -> Result<String, String> {
             .to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    fn problems(lines: &[&str]) -> Vec<String> {
+        let text = format!("domain = \"seed.example\"\n[dns]\n{}\n", lines.join("\n"));
+        match Config::parse(&text) {
+            Ok(_) => Vec::new(),
+            Err(problems) => problems.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn a_secondary_needs_a_key_and_a_zone_that_is_not_signed() {
+        let (servers, key) = ("secondaries = [\"192.0.2.53\"]", "transfer_key = \"/etc/seed/transfer.key\"");
+        assert_eq!(problems(&[servers, key, "dnssec = false"]), [""; 0]);
+        assert!(problems(&[servers])[0].contains("dns.transfer_key: is missing"));
+        assert!(problems(&[servers, key, "dnssec = true"])[0].contains("cannot stand together"));
+        assert!(problems(&["dnssec = \"yes\""])[0].contains("is a text: write true or false"));
+    }
+
+    #[test]
+    fn an_authority_is_a_domain_and_what_stands_behind_it() {
+        let good = "caa = [\"letsencrypt.org\", \"ca.example; validationmethods=dns-01\", \";\"]";
+        assert_eq!(problems(&[good, "nameservers = [\"ns2.example.net.\"]"]), [""; 0]);
+        for bad in ["caa = [\"no name\"]", "caa = [\"\"]", "caa = [\"ca.example; \\n\"]", "nameservers = [\"-\"]"] {
+            assert_eq!(problems(&[bad]).len(), 1, "{bad}");
+        }
+    }
+}

@@ -10,6 +10,8 @@ mod cache;
 mod cookie;
 mod delegation;
 mod deny;
+#[cfg(test)]
+mod flood_tests;
 mod forward;
 mod limit;
 mod question;

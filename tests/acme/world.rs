@@ -316,7 +316,7 @@ impl World {
             work: self.path("work"),
             parallel: 1,
             keep: 1,
-            quota: config.quota.clone(),
+            quota: config.quota,
             audit: self.path("audit"),
             apex: seed::render::zone::Apex::default(),
             acme: agent::acme::budget::Limits::default(),

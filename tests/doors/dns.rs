@@ -78,7 +78,7 @@ async fn settled(world: &World, name: &str, expected: ResponseCode) {
     panic!("{name} never became {expected}");
 }
 
-async fn change(world: &World, zone: Zone) {
+pub async fn change(world: &World, zone: Zone) {
     let serial = zone.serial;
     world.agent.told().zone = zone;
     let emitter = world.agent_bus.object_server().interface::<_, crate::support::Agent>(seed::bus::PATH).await.unwrap();

@@ -3,6 +3,7 @@
 
 mod crowd;
 mod dns;
+mod dns_clients;
 mod history;
 mod push;
 mod refused;

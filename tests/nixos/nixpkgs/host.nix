@@ -97,7 +97,7 @@ in
     expected = [
       [
         "bulk/seed"
-        "bulk/seed/repos bulk/seed/ssh bulk/seed/acme"
+        "bulk/seed/repos bulk/seed/ssh bulk/seed/dns bulk/seed/acme"
       ]
       [ "other" ]
       [ "-/var/lib/bulk/seed/state -/var/lib/bulk/seed/volumes -/var/lib/bulk/seed/tpm -/var/lib/bulk/seed/log" ]
