@@ -160,7 +160,7 @@ in
     };
   };
 
-  "the firewall has the doors open, and DNS for instances" = {
+  "the firewall has the doors open, and DNS and ACME for instances" = {
     expr =
       let
         of =
@@ -171,7 +171,10 @@ in
           [
             firewall.allowedTCPPorts
             firewall.allowedUDPPorts
-            (lib.mapAttrs (_: taps: taps.allowedUDPPorts) firewall.interfaces)
+            (lib.mapAttrs (_: taps: [
+              taps.allowedTCPPorts
+              taps.allowedUDPPorts
+            ]) firewall.interfaces)
           ];
       in
       [
@@ -190,8 +193,11 @@ in
         [ 53 ]
         {
           "seed+" = [
-            53
-            9876
+            [
+              53
+              9876
+            ]
+            [ 53 ]
           ];
         }
       ]
@@ -200,8 +206,11 @@ in
         [ ]
         {
           "seed*" = [
-            53
-            9876
+            [
+              53
+              9876
+            ]
+            [ 53 ]
           ];
         }
       ]
