@@ -15,6 +15,10 @@
     reason = "it measures a machine"
 )]
 
+mod acme;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/acme/world.rs"]
+mod acme_world;
 mod commit;
 mod crowd;
 mod dns;
@@ -57,6 +61,7 @@ const GROUPS: &[Group] = &[
     Group { name: "idle", needs: &[], rows: idle::rows, measure: idle::measure },
     Group { name: "ssh", needs: &["strace"], rows: ssh::rows, measure: ssh::measure },
     Group { name: "git", needs: &["strace"], rows: git::rows, measure: git::measure },
+    Group { name: "acme", needs: &["pebble", "lego", "openssl", "curl"], rows: acme::rows, measure: acme::measure },
     Group { name: "guest", needs: &[], rows: guest::rows, measure: guest::measure },
     Group { name: "start", needs: &["strace"], rows: start::rows, measure: start::measure },
     Group { name: "crowd", needs: &["strace"], rows: crowd::rows, measure: crowd::measure },

@@ -233,9 +233,13 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         work,
         parallel: config.build.parallel as usize,
         keep: config.build.keep_generations as usize,
-        apex: Apex { host4, host6, nameservers: config.dns.nameservers.clone(), caa: config.dns.caa.clone() },
         quota: config.quota.clone(),
         audit: config.audit_directory(),
+        apex: Apex { host4, host6, nameservers: config.dns.nameservers.clone(), caa: config.dns.caa.clone() },
+        acme: agent::acme::budget::Limits {
+            per_week: config.acme.per_week as usize,
+            per_namespace_week: config.acme.per_namespace_week as usize,
+        },
         hypervisor: why.clone(),
         authority,
     };
@@ -299,9 +303,22 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     settings.git = found.git;
     settings.max_pack = config.ssh.max_pack;
     settings.ssh_port = Some(config.ssh.port);
+    settings.acme = acme(&config);
     let bus = zbus::Connection::system().await.context("could not reach the system bus")?;
     let agent = SeedProxy::builder(&bus).build().await.context("could not reach the system bus")?;
     Ok(serve::run(settings, agent, sockets).await?)
+}
+
+/// What the ACME door needs of the configuration.
+fn acme(config: &Config) -> serve::acme::Settings {
+    let ca = config.acme.directory.clone().map(|directory| serve::acme::Ca {
+        directory,
+        email: config.acme.email.clone(),
+        binding: config.acme.eab_kid.clone().zip(config.acme.eab_key_file.clone()),
+        root: config.acme.ca_root.clone(),
+        account: config.acme_directory(),
+    });
+    serve::acme::Settings { instances: vec![config.network.pool4.into(), config.network.pool6.into()], ca }
 }
 
 /// The command line with every verb spelled out, for completion and manual pages.

@@ -41,9 +41,6 @@ in
       (demand (cfg.storage.volumeGroup == null) ''
         services.seed.storage.volumeGroup = "${toString cfg.storage.volumeGroup}": volumes on LVM are not built yet. Remove it: volumes
         are then sparse files below services.seed.storage.directory, and stay where they are when LVM comes.'')
-      (demand (cfg.acme.email == null && cfg.acme.directory == null) ''
-        services.seed.acme: certificates are not built yet. Remove services.seed.acme.email and services.seed.acme.directory; instances
-        can serve plain HTTP, or get certificates by themselves.'')
       (demand (lib.hasPrefix "/var/lib/" cfg.settings.storage.directory) ''
         services.seed.storage.directory = "${cfg.settings.storage.directory}": it must lie below /var/lib, because systemd makes
         the folders of each instance there. Write "/var/lib/seed", and mount the disk that you mean at it.'')

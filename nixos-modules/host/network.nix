@@ -31,9 +31,12 @@ in
         80
       ];
       allowedUDPPorts = lib.mkIf cfg.openFirewall [ 53 ];
-      # Instances ask the gateway for names. What else of the host they reach, which is nothing, Seed's own table decides.
+      # Instances ask the gateway for names and certificates. What else of the host they reach, which is nothing, Seed's own table decides.
       interfaces.${taps} = {
-        allowedTCPPorts = [ 53 ];
+        allowedTCPPorts = [
+          53
+          9876
+        ];
         allowedUDPPorts = [ 53 ];
       };
       # A firewall that filters what is forwarded leaves that of instances to Seed's own table, which is stricter.

@@ -34,6 +34,7 @@ let
     };
   restartsAll = "Changing it restarts every instance.";
   restartsAgent = "Changing it restarts the agent; no instance is touched.";
+  restartsDoors = "Changing it restarts the doors.";
   upgrade = ''
     Upgrading it touches nothing that runs: units name it by a path that stays the same, so each instance takes the new one at its
     next start.
@@ -342,13 +343,50 @@ in
         type = types.nullOr types.str;
         default = null;
         example = "you@example.org";
-        description = "The address of the account at the certificate authority. Not built yet: setting it is refused.";
+        description = "Whom the certificate authority may write to. ${restartsDoors}";
       };
       directory = mkOption {
         type = types.nullOr types.str;
         default = null;
-        example = "https://acme-staging-v02.api.letsencrypt.org/directory";
-        description = "The directory of the certificate authority. Not built yet: setting it is refused.";
+        example = "https://acme-v02.api.letsencrypt.org/directory";
+        description = ''
+          The directory of the certificate authority that instances get certificates from, by way of the host. Setting it agrees to the
+          authority's terms. Without it instances get none. ${restartsDoors}
+        '';
+      };
+      eabKid = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "kid-1";
+        description = "For an authority that asks for external account binding: the id of the key. ${restartsDoors}";
+      };
+      eabKeyFile = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "/etc/seed/eab-key";
+        description = "The file that holds that key in base64url. The user seed has to be able to read it. ${restartsDoors}";
+      };
+      caRoot = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "/etc/seed/ca.pem";
+        description = ''
+          The certificate (PEM) of whoever signs the authority's own HTTPS, for an authority of your own. ${restartsDoors}
+        '';
+      };
+      perWeek = mkOption {
+        type = types.ints.between 1 100000;
+        default = 40;
+        example = 200;
+        description = ''
+          How many certificates for new names the authority is asked for in 7 days. Let's Encrypt gives a domain 50. ${restartsAgent}
+        '';
+      };
+      perNamespaceWeek = mkOption {
+        type = types.ints.between 1 100000;
+        default = 10;
+        example = 20;
+        description = "How many of these one namespace may have. ${restartsAgent}";
       };
     };
 

@@ -122,6 +122,13 @@ in
       wantedBy = [ "sockets.target" ];
       socketConfig = dnsListen "ListenDatagram";
     };
+    # Nobody but an instance is served there.
+    systemd.sockets.seed-serve-acme = {
+      wantedBy = [ "sockets.target" ];
+      socketConfig.ListenStream = [
+        ""
+      ] ++ map (address: "${if lib.hasInfix ":" address then "[${address}]" else address}:9876") (gateways cfg.settings.network);
+    };
     # systemd-resolved holds port 53 of a loopback address, so every address cannot be had.
     services.seed.dns.listenAddresses = lib.mkIf config.services.resolved.enable (
       lib.mkDefault (gateways cfg.settings.network ++ cfg.settings.network.public_addresses)

@@ -51,6 +51,14 @@ in
         fetch_timeout_secs = cfg.github.fetchTime;
       };
       logs.max_per_instance = mkDefault cfg.limits.journal;
+      acme = mapAttrs (_: value: mkDefault (if value == null then "" else value)) {
+        inherit (cfg.acme) directory email;
+        eab_kid = cfg.acme.eabKid;
+        eab_key_file = cfg.acme.eabKeyFile;
+        ca_root = cfg.acme.caRoot;
+        per_week = cfg.acme.perWeek;
+        per_namespace_week = cfg.acme.perNamespaceWeek;
+      };
       paths = mapAttrs (_: mkDefault) {
         run = "/run/seed";
         seed = "${programs}/seed";

@@ -17,14 +17,14 @@ let
   substitute = lib.replaceStrings
     [
       "/usr/bin/seed"
-      "StateDirectory=seed/repos seed/ssh\n"
+      "StateDirectory=seed/repos seed/ssh seed/dns seed/acme\n"
       "StateDirectory=seed\n"
       "RuntimeDirectory=seed\n"
       "/var/lib/seed"
     ]
     [
       seed
-      "StateDirectory=${below "/var/lib/" state}/repos ${below "/var/lib/" state}/ssh\n"
+      "StateDirectory=${below "/var/lib/" state}/repos ${below "/var/lib/" state}/ssh ${below "/var/lib/" state}/dns ${below "/var/lib/" state}/acme\n"
       "StateDirectory=${below "/var/lib/" state}\n"
       "RuntimeDirectory=${below "/run/" run}\n"
       state

@@ -158,7 +158,8 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
         | Request::Plan
         | Request::Follow { .. }
         | Request::Logs { .. }
-        | Request::ListInvites => None,
+        | Request::ListInvites
+        | Request::Acme(_) => None,
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
 pub mod access;
+pub mod acme;
 mod acts;
 pub mod authority;
 pub mod bus;
@@ -48,8 +49,7 @@ use self::{
 };
 use crate::{
     build::{Builder, source::Reader},
-    bus::history::DeployEntry,
-    bus::{Refusal, ZoneEntry},
+    bus::{Refusal, ZoneEntry, history::DeployEntry},
     host::{Host, HostError},
     plan::Observed,
     render::{self, Layout},
@@ -83,6 +83,8 @@ pub struct Settings {
     pub audit: PathBuf,
     /// What the zone has of the host itself.
     pub apex: render::zone::Apex,
+    /// How often the CA may be asked.
+    pub acme: acme::budget::Limits,
     /// `qemu, emulating: /dev/kvm is not there`
     pub hypervisor: String,
     /// What opens guests; `layout.guest_ca` is its public half.
@@ -316,7 +318,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     fn publish_zone(&self) {
         let settings = &self.shared.settings;
         let serial = zone::next(self.zone.borrow().zone().serial, now());
-        let zone = render::zone::zone(&self.desired(), &settings.layout, &settings.apex, serial);
+        let mut zone = render::zone::zone(&self.desired(), &settings.layout, &settings.apex, serial);
+        zone.challenges = self.memory.acme.challenges();
         self.zone.send_modify(|book| book.begin(zone));
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, access::Question, chain, enter::Enter, history::History, logs, now, remote, resolve};
+use super::{Agent, access::Question, acme, chain, enter::Enter, history::History, logs, now, remote, resolve};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -33,6 +33,7 @@ pub enum Request {
     NewInvite { uses: u32, expires_secs: u64, note: String },
     ListInvites,
     RevokeInvite { id: String },
+    Acme(acme::Request),
     Access(Question),
     Remote(remote::Question),
     History(History),
@@ -103,6 +104,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::NewInvite { uses, expires_secs, note } => self.new_invite(uses, expires_secs, note).await,
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
+            Request::Acme(request) => self.acme(request).await,
             Request::Access(question) => return self.access(question, answer).await,
             Request::History(History::Unplant { who, repository }) => return self.unplant(&who, &repository, answer).await,
             Request::History(request) => self.history(request).await,

@@ -5,6 +5,7 @@
 //! [`crate::spec::caller`]), or empty for the operator: the agent takes an empty `who` from root only. Documents are JSON, the same that `--json` prints; each has a `version`.
 
 pub mod access;
+pub mod acme;
 pub mod history;
 
 use std::net::{Ipv4Addr, Ipv6Addr};

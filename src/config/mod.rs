@@ -3,6 +3,7 @@
 //! `units/seed.toml` is the manual: every key, its default, and what it does. A test keeps it equal to [`Config::default_of`].
 #![allow(clippy::disallowed_methods, reason = "this room reads the configuration and looks for programs")]
 
+mod acme;
 mod dns;
 mod reader;
 pub mod tools;
@@ -16,6 +17,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use reader::Reader;
 
+pub use acme::Acme;
 pub use dns::Dns;
 pub use reader::Problem;
 
@@ -40,6 +42,7 @@ pub struct Config {
     pub ssh: Ssh,
     pub github: GitHub,
     pub logs: Logs,
+    pub acme: Acme,
     /// What each namespace may have unless it is given a quota of its own.
     pub quota: Quota,
     pub paths: Paths,
@@ -209,6 +212,7 @@ impl Config {
                 fetch_timeout_secs: 300,
             },
             logs: Logs { max_per_instance: Bytes(64 << 20) },
+            acme: Acme::default(),
             quota: Quota::default(),
             paths: Paths {
                 run: PathBuf::from("/run/seed"),
@@ -285,6 +289,11 @@ impl Config {
     /// The directory of the host key of the SSH door.
     pub fn ssh_directory(&self) -> PathBuf {
         self.storage.directory.join("ssh")
+    }
+
+    /// The directory of the account at the CA.
+    pub fn acme_directory(&self) -> PathBuf {
+        self.storage.directory.join("acme")
     }
 
     /// Where names outside the zone are looked up: as configured, else as this host does. Never this host itself: that would go round in a
@@ -390,6 +399,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
             max_per_instance: reader
                 .parsed("logs", "max_per_instance", base.logs.max_per_instance, |text| size(text, "16Mi", "64Gi")),
         },
+        acme: acme::read(reader),
         quota: Quota {
             instances: reader.number("quota", "instances", base.quota.instances, 1..=1_000),
             vcpus: reader.number("quota", "vcpus", base.quota.vcpus, 1..=100_000),

@@ -161,6 +161,11 @@ impl Names {
         done
     }
 
+    /// Whether the TXT record of a full name says this; for what has to wait until it does.
+    pub fn says(&self, name: &str, text: &str) -> bool {
+        self.read().says(name, text)
+    }
+
     /// Tells the secondaries whenever the zone has changed.
     pub async fn tell_secondaries(&self) {
         let Some(secondaries) = &self.secondaries else { return };

@@ -4,6 +4,7 @@
 //! While the agent is away the doors stay open: clones go on, DNS answers from the last zone, and who needs the agent is told so.
 #![allow(clippy::disallowed_methods, reason = "this room talks to the world and keeps repositories")]
 
+pub mod acme;
 pub mod ask;
 pub mod command;
 mod crowd;
@@ -29,7 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::sockets::Sockets;
 use crate::{
-    bus::SeedProxy,
+    bus::{SeedProxy, acme::AcmeProxy},
     spec::{name::Domain, quantity::Bytes},
 };
 
@@ -49,6 +50,8 @@ pub struct Settings {
     /// The most that one push may send.
     pub max_pack: Bytes,
     pub dns: dns::Settings,
+    /// The ACME door.
+    pub acme: acme::Settings,
     /// How long a stranger may take to prove a key.
     pub auth_timeout: Duration,
     /// How long a stop waits for pushes that the agent has not heard of yet.
@@ -66,6 +69,7 @@ impl Settings {
             ssh_port: None,
             git: "/usr/bin/git".into(),
             max_pack: Bytes(2 << 30),
+            acme: acme::Settings::default(),
             auth_timeout: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(20),
         }
@@ -146,7 +150,7 @@ pub async fn run_until(
     });
 
     let names = Arc::new(dns::Names::new(doors.settings.dns.clone())?);
-    let mut zone_kept = tokio::spawn(dns::keep_zone(agent, Arc::clone(&names)));
+    let mut zone_kept = tokio::spawn(dns::keep_zone(agent.clone(), Arc::clone(&names)));
     let listeners = TaskTracker::new();
     listeners.spawn(stoppable(stopping.clone(), unheard::tell(Arc::clone(&doors), unheard)));
     let crowd = Arc::new(crowd::Crowd::default());
@@ -158,6 +162,12 @@ pub async fn run_until(
     }
     for listener in sockets.ssh {
         listeners.spawn(ssh::listen(Arc::clone(&doors), Arc::clone(&config), Arc::clone(&crowd), listener));
+    }
+    let certificates = AcmeProxy::new(agent.inner().connection()).await.map_err(|error| ServeError::Bus(Some(error)))?;
+    let certificates = acme::Door::new(doors.settings.acme.clone(), certificates, Arc::clone(&names));
+    listeners.spawn(stoppable(stopping.clone(), Arc::clone(&certificates).issue()));
+    for listener in sockets.acme {
+        listeners.spawn(stoppable(stopping.clone(), acme::listen(Arc::clone(&certificates), listener)));
     }
     let told = Arc::clone(&names);
     listeners.spawn(stoppable(stopping.clone(), async move { told.tell_secondaries().await }));

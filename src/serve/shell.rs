@@ -13,6 +13,8 @@ mod show;
 
 use std::time::Duration;
 
+pub(super) use show::instant;
+
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use self::arguments::Arguments;

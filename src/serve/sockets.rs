@@ -17,6 +17,8 @@ pub struct Sockets {
     pub dns_tcp: Vec<TcpListener>,
     /// `http`
     pub http: Vec<TcpListener>,
+    /// `acme`: TCP
+    pub acme: Vec<TcpListener>,
 }
 
 impl Sockets {
@@ -34,8 +36,9 @@ impl Sockets {
                 "ssh" => tcp(fd).map(|listener| sockets.ssh.push(listener)),
                 "http" => tcp(fd).map(|listener| sockets.http.push(listener)),
                 "dns-tcp" => tcp(fd).map(|listener| sockets.dns_tcp.push(listener)),
+                "acme" => tcp(fd).map(|listener| sockets.acme.push(listener)),
                 "dns-udp" => udp(fd).map(|socket| sockets.dns_udp.push(socket)),
-                _ => Err(std::io::Error::other("no door has this name: there are ssh, http, dns-udp and dns-tcp")),
+                _ => Err(std::io::Error::other("no door has this name: there are ssh, http, dns-udp, dns-tcp and acme")),
             };
             result.map_err(|error| failed(&name, error))?;
         }

@@ -62,6 +62,10 @@ impl Addressing {
     pub fn gateway6(&self) -> Ipv6Addr {
         Ipv6Addr::from(u128::from(self.pool6.network()) + 1)
     }
+    /// The IPv4 address of the instance that holds `lease`.
+    pub fn v4(&self, lease: Lease) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.pool4.network()) + 2 + u32::from(lease.0))
+    }
     /// The addresses of the instance that holds `lease`.
     pub fn of(&self, id: &InstanceId, lease: Lease) -> Address {
         let digest = Sha256::digest(id.to_string().as_bytes());
@@ -69,7 +73,7 @@ impl Addressing {
         let host = u64::from_be_bytes(digest[..8].try_into().expect("eight bytes")) | 1 << 63;
         let mac: Vec<String> = digest[8..13].iter().map(|byte| format!("{byte:02x}")).collect();
         Address {
-            v4: Ipv4Addr::from(u32::from(self.pool4.network()) + 2 + u32::from(lease.0)),
+            v4: self.v4(lease),
             v6: Ipv6Addr::from(u128::from(self.pool6.network()) | u128::from(host)),
             mac: format!("02:{}", mac.join(":")),
             cid: 3 + u32::from(lease.0),

@@ -10,6 +10,7 @@
 //! | volume | a disk that outlives its instance; retired, never deleted, when it is no longer declared |
 
 pub mod access;
+pub mod acme;
 pub mod address;
 pub mod authorized_keys;
 pub mod caller;

@@ -11,6 +11,9 @@
 //! | `invite/<id>` | [`Invite`] | by the operator; when it is used or revoked; the oldest that can no longer be used are removed |
 //! | `quota/<namespace>` | [`Quota`] | the operator gives a namespace another quota than the configuration's |
 //! | `upstream/<namespace>` | [`Upstream`] | a repository from elsewhere is planted, or a new commit of it was found |
+//! | `acme-account/<id>` | [`acme::Account`] | an instance's ACME client registers its key |
+//! | `acme-order/<id>` | [`acme::Order`] | it orders; and at every step towards its certificate, before the step is taken |
+//! | `acme-certificate/<id>` | [`acme::Certificate`] | in one batch with the order that it ends |
 //! | `stopped/<namespace>/<name>` | [`Stopped`] | somebody turned an instance off; removed when it is started, or gone |
 //! | `pin/<namespace>/<name>` | [`Pin`] | an instance is held, or was gone back with; removed with either, or with the instance |
 //! | `deploy/<namespace>/<began, 20 digits>` | [`Record`] | a deploy has ended; the last 50 are kept |
@@ -36,6 +39,7 @@ pub use history::{Pin, Record, Stopped};
 
 use crate::spec::{
     access::Repository,
+    acme,
     address::Lease,
     desired::Deployment,
     name::{Commit, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName},
@@ -140,6 +144,9 @@ pub enum Change {
     Ask(Namespace, Option<Ask>),
     Lease(InstanceId, Option<Lease>),
     Invite(String, Option<Invite>),
+    AcmeAccount(String, Option<acme::Account>),
+    AcmeOrder(String, Option<acme::Order>),
+    AcmeCertificate(String, Option<acme::Certificate>),
     Quota(Namespace, Option<Quota>),
     Upstream(Namespace, Option<Upstream>),
     Stopped(InstanceId, Option<Stopped>),
@@ -160,6 +167,7 @@ pub struct Memory {
     pub asks: std::collections::BTreeMap<Namespace, Ask>,
     pub leases: std::collections::BTreeMap<InstanceId, Lease>,
     pub invites: std::collections::BTreeMap<String, Invite>,
+    pub acme: acme::Ledger,
     pub quotas: std::collections::BTreeMap<Namespace, Quota>,
     pub upstreams: std::collections::BTreeMap<Namespace, Upstream>,
     pub stopped: std::collections::BTreeMap<InstanceId, Stopped>,
@@ -225,6 +233,9 @@ impl Memory {
             Change::Ask(key, value) => set(&mut self.asks, key, value),
             Change::Lease(key, value) => set(&mut self.leases, key, value),
             Change::Invite(key, value) => set(&mut self.invites, key, value),
+            Change::AcmeAccount(key, value) => set(&mut self.acme.accounts, key, value),
+            Change::AcmeOrder(key, value) => set(&mut self.acme.orders, key, value),
+            Change::AcmeCertificate(key, value) => set(&mut self.acme.certificates, key, value),
             Change::Quota(key, value) => set(&mut self.quotas, key, value),
             Change::Upstream(key, value) => set(&mut self.upstreams, key, value),
             Change::Stopped(key, value) => set(&mut self.stopped, key, value),

@@ -349,6 +349,7 @@ async fn start(
         quota: config.quota.clone(),
         audit: dir.path().join("audit"),
         apex: seed::render::zone::Apex::default(),
+        acme: seed::agent::acme::budget::Limits::default(),
         hypervisor: "a machine made of memory".to_owned(),
         authority,
     };

@@ -325,7 +325,7 @@ impl World {
         };
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.http = http.local_addr().unwrap();
-        let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp], http: vec![http] };
+        let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp], http: vec![http], acme: vec![] };
         let proxy = SeedProxy::new(&bus).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let settings = self.settings.clone();

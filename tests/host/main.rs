@@ -6,6 +6,7 @@
 mod machine;
 
 mod access;
+mod acme;
 mod bad_input;
 mod bus;
 mod crash;

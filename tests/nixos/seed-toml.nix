@@ -64,6 +64,15 @@ in
       fetchTime = 60;
     };
     ssh.port = 2222;
+    acme = {
+      directory = "https://ca.example/directory";
+      email = "operator@seed.example";
+      eabKid = "kid-1";
+      eabKeyFile = "/etc/seed/eab-key";
+      caRoot = "/etc/seed/ca.pem";
+      perWeek = 1;
+      perNamespaceWeek = 100000;
+    };
     settings.paths = {
       run = "/run/other";
       seed = "/opt/seed";

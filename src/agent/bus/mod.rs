@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_types, reason = "zbus asks for a HashMap where the order of properties means nothing")]
 
 mod access;
+mod acme;
 mod callers;
 mod github;
 mod guest;
@@ -15,7 +16,7 @@ use std::{
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
 pub use self::callers::Trust;
-use self::{access::AccessFace, callers::Callers, github::GitHubFace, guest::GuestFace, history::HistoryFace};
+use self::{access::AccessFace, acme::AcmeFace, callers::Callers, github::GitHubFace, guest::GuestFace, history::HistoryFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -26,6 +27,7 @@ use crate::{
 };
 
 /// The object that is served.
+#[derive(Clone)]
 pub struct Face {
     handle: Handle,
     callers: Arc<Callers>,
@@ -307,9 +309,11 @@ pub async fn serve_on(bus: zbus::connection::Builder<'_>, face: Face) -> zbus::R
     let handle = face.handle.clone();
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let access = AccessFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let acme = AcmeFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let github = GitHubFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let history = HistoryFace { handle: face.handle.clone(), callers: face.callers.clone() };
-    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, access).serve_at(PATH, github);
+    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, access);
+    let bus = bus.serve_at(PATH, github).serve_at(PATH, acme);
     let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)

@@ -198,6 +198,12 @@ impl Table {
         }
     }
 
+    /// Whether the TXT record of a name says this.
+    pub fn says(&self, name: &str, one: &str) -> bool {
+        let texts = wire(name).and_then(|name| self.texts.get(&name));
+        texts.is_some_and(|texts| texts.contains(&text(one)))
+    }
+
     fn set_texts(&mut self, name: &str, texts: &[String]) {
         let Some(name) = wire(name).filter(|name| self.is_below(name)) else {
             tracing::warn!(name, "a proof for a name that is not in this zone cannot be shown");

@@ -185,7 +185,7 @@ pub(super) fn progress_line(line: &str, look: Look) -> String {
 }
 
 /// `2026-11-21T10:31:02Z`
-fn instant(seconds: u64) -> String {
+pub(in crate::serve) fn instant(seconds: u64) -> String {
     // Days to a date, after Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is the last.
     let days = seconds / 86400 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);

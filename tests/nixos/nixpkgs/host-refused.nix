@@ -121,11 +121,6 @@ in
     "not built yet"
     "Remove it"
   ];
-  "certificates, which are not built" = refused { services.seed.acme.email = "you@example.org"; } [
-    "services.seed.acme"
-    "not built yet"
-    "Remove"
-  ];
   "a directory where systemd makes none" = refused { services.seed.storage.directory = "/srv/seed"; } [
     ''services.seed.storage.directory = "/srv/seed"''
     "below /var/lib"

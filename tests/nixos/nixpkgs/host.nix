@@ -74,6 +74,7 @@ in
       "seed-agent.service"
       "seed-serve.service"
       "seed-serve.socket"
+      "seed-serve-acme.socket"
       "seed-serve-http.socket"
       "seed-serve-dns-tcp.socket"
       "seed-serve-dns-udp.socket"
@@ -97,7 +98,7 @@ in
     expected = [
       [
         "bulk/seed"
-        "bulk/seed/repos bulk/seed/ssh"
+        "bulk/seed/repos bulk/seed/ssh bulk/seed/dns bulk/seed/acme"
       ]
       [ "other" ]
       [ "-/var/lib/bulk/seed/state -/var/lib/bulk/seed/credentials -/var/lib/bulk/seed/volumes -/var/lib/bulk/seed/tpm -/var/lib/bulk/seed/log" ]
@@ -109,6 +110,7 @@ in
     expr = lib.filter (lib.hasPrefix "seed-") (lib.attrNames plain.systemd.units);
     expected = [
       "seed-agent.service"
+      "seed-serve-acme.socket"
       "seed-serve-dns-tcp.socket"
       "seed-serve-dns-udp.socket"
       "seed-serve-http.socket"
@@ -160,7 +162,7 @@ in
     };
   };
 
-  "the firewall has the doors open, and DNS for instances" = {
+  "the firewall has the doors open, and DNS and ACME for instances" = {
     expr =
       let
         of =
@@ -171,7 +173,10 @@ in
           [
             firewall.allowedTCPPorts
             firewall.allowedUDPPorts
-            (lib.mapAttrs (_: taps: taps.allowedUDPPorts) firewall.interfaces)
+            (lib.mapAttrs (_: taps: [
+              taps.allowedTCPPorts
+              taps.allowedUDPPorts
+            ]) firewall.interfaces)
           ];
       in
       [
@@ -189,12 +194,28 @@ in
           2222
         ]
         [ 53 ]
-        { "seed+" = [ 53 ]; }
+        {
+          "seed+" = [
+            [
+              53
+              9876
+            ]
+            [ 53 ]
+          ];
+        }
       ]
       [
         [ ]
         [ ]
-        { "seed*" = [ 53 ]; }
+        {
+          "seed*" = [
+            [
+              53
+              9876
+            ]
+            [ 53 ]
+          ];
+        }
       ]
     ];
   };

@@ -1,0 +1,65 @@
+//! `farm.loom.Seed1.Acme` on the agent's object: turns calls of the ACME door into requests.
+
+use std::sync::Arc;
+
+use zbus::message::Header;
+
+use super::callers::Callers;
+use crate::{
+    agent::{
+        Handle, acme,
+        request::{Reply, Request},
+    },
+    bus::Refusal,
+};
+
+/// The interface that is served, beside the agent's own on the same object.
+pub(super) struct AcmeFace {
+    pub(super) handle: Handle,
+    pub(super) callers: Arc<Callers>,
+}
+
+impl AcmeFace {
+    async fn request(&self, header: &Header<'_>, connection: &zbus::Connection, request: acme::Request) -> Result<Reply, Refusal> {
+        // Which instance is meant is in the question; who asks must be one of the two users.
+        self.callers.check(header, connection, "anybody").await?;
+        self.handle.ask(Request::Acme(request)).await
+    }
+
+    fn text(reply: Reply) -> Result<String, Refusal> {
+        match reply {
+            Reply::Text(text) => Ok(text),
+            _ => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
+        }
+    }
+}
+
+#[zbus::interface(name = "farm.loom.Seed1.Acme")]
+impl AcmeFace {
+    async fn ask(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+        address: String,
+        question: String,
+    ) -> Result<String, Refusal> {
+        Self::text(self.request(&header, connection, acme::Request::Ask { address, question }).await?)
+    }
+
+    async fn work(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+    ) -> Result<String, Refusal> {
+        Self::text(self.request(&header, connection, acme::Request::Work).await?)
+    }
+
+    async fn report(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+        report: String,
+    ) -> Result<(), Refusal> {
+        self.request(&header, connection, acme::Request::Report { report }).await.map(drop)
+    }
+}

@@ -1,0 +1,130 @@
+//! `farm.loom.Seed1.Acme`: what the ACME door asks of the agent. The door reads requests and checks signatures; the agent knows whose an
+//! address is, which names are its, what may be spent, and what was issued.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::spec::acme::{Account, Certificate, Order, Problem, Stage, Window, Work};
+
+/// The agent, as the ACME door sees it. All texts are JSON.
+#[zbus::proxy(interface = "farm.loom.Seed1.Acme", default_service = "farm.loom.Seed1", default_path = "/farm/loom/Seed1")]
+pub trait Acme {
+    /// The client at `address` asks a [`Question`]. Returns a [`Told`].
+    fn ask(&self, address: &str, question: &str) -> zbus::Result<String>;
+    /// The orders that the CA is to be asked for, now and after every restart: a list of [`Order`].
+    fn work(&self) -> zbus::Result<String>;
+    /// What came of asking the CA: a [`Report`]. Returns when it is on the disk.
+    fn report(&self, report: &str) -> zbus::Result<()>;
+}
+
+/// What a client wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Question {
+    /// The account with this key; made if there is none, unless it has to exist. Told an [`Account`], and whether it is new.
+    Register {
+        key: String,
+        contact: Vec<String>,
+        existing: bool,
+    },
+    /// An account of this instance's, to check a signature with.
+    Account {
+        id: String,
+    },
+    Update {
+        account: String,
+        contact: Option<Vec<String>>,
+        deactivate: bool,
+    },
+    ChangeKey {
+        account: String,
+        key: String,
+    },
+    /// The ids of its orders.
+    Orders {
+        account: String,
+    },
+    NewOrder {
+        account: String,
+        names: BTreeSet<String>,
+        replaces: Option<String>,
+    },
+    Order {
+        account: String,
+        id: String,
+    },
+    /// `csr` is DER in base64url; `key` the hash of its public key, `names` its names, as the door read them; `quiet` the seconds for
+    /// which the CA wants to be left alone.
+    Finalize {
+        account: String,
+        id: String,
+        csr: String,
+        key: String,
+        names: BTreeSet<String>,
+        quiet: Option<u64>,
+    },
+    Certificate {
+        account: String,
+        id: String,
+    },
+    /// A certificate of this instance's by the SHA-256 of its DER, to revoke it.
+    Issued {
+        fingerprint: String,
+    },
+    /// A certificate of this instance's as ARI names it.
+    Renewal {
+        ari: String,
+    },
+}
+
+/// What a client is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Told {
+    /// And whether it was made just now.
+    Account(Account, bool),
+    Orders(Vec<String>),
+    Order(Order),
+    Certificate(Box<Certificate>),
+    Problem(Problem),
+}
+
+/// What came of asking the CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Report {
+    /// The CA has an order of its own for this one.
+    Begun {
+        order: String,
+        upstream: String,
+    },
+    /// The CA looks for this TXT record.
+    Challenge {
+        order: String,
+        name: String,
+        value: String,
+    },
+    /// It will not be.
+    Failed {
+        order: String,
+        problem: Problem,
+    },
+    /// The certificate, as the door read it; its id, instance, names and key are the order's.
+    Issued {
+        order: String,
+        chain: String,
+        fingerprint: String,
+        ari: String,
+        not_before: u64,
+        not_after: u64,
+    },
+    Revoked {
+        certificate: String,
+    },
+    /// The CA has said when to renew.
+    Window {
+        certificate: String,
+        window: Window,
+    },
+}

@@ -1,0 +1,109 @@
+//! A certificate for a guest's own web server, by the guest's own ACME client, from a CA that looks into Seed's DNS.
+
+use std::{path::Path, time::Duration};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+use crate::machine::{Machine, Tenant};
+
+/// Puts a program of this machine onto that one.
+fn bring(machine: &Machine, program: &str, to: &str) {
+    let from = Path::new("/usr/bin").join(program);
+    assert!(from.is_file(), "{program} is not there: run .ci/tools, which installs it");
+    let to = machine.path(to);
+    std::fs::create_dir_all(to.parent().expect("below a folder")).expect("made");
+    std::fs::copy(from, to).expect("copied");
+}
+
+/// Starts pebble on the machine. It validates, refuses good nonces at random, and asks Seed's DNS.
+fn start_ca(machine: &Machine) {
+    bring(machine, "pebble", "/usr/local/bin/pebble");
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
+    params.distinguished_name.push(DnType::CommonName, "who signs pebble's HTTPS");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    machine.write("/etc/seed/ca-root.pem", &params.self_signed(&key).expect("signed").pem());
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("an address");
+    machine.write("/etc/pebble/cert.pem", &params.signed_by(&key, &issuer).expect("signed").pem());
+    machine.write("/etc/pebble/key.pem", &key.serialize_pem());
+    let config = serde_json::json!({ "pebble": {
+        "listenAddress": "127.0.0.1:14000", "managementListenAddress": "127.0.0.1:15000",
+        "certificate": "/etc/pebble/cert.pem", "privateKey": "/etc/pebble/key.pem",
+        "httpPort": 5002, "tlsPort": 5001, "ocspResponderURL": "", "externalAccountBindingRequired": false,
+    } });
+    machine.write("/etc/pebble/config.json", &config.to_string());
+    let words = ["systemd-run", "--quiet", "--unit=pebble", "--setenv=PEBBLE_VA_NOSLEEP=1", "--setenv=PEBBLE_WFE_NONCEREJECT=20"];
+    let pebble = ["/usr/local/bin/pebble", "-strict", "-config", "/etc/pebble/config.json", "-dnsserver", "127.0.0.1:53"];
+    machine.run(&[&words[..], &pebble].concat()).ok();
+    let roots = "https://127.0.0.1:15000/roots/0";
+    machine.wait("pebble", Duration::from_secs(20), || {
+        let got = machine.run(&["curl", "-sS", "--cacert", "/etc/seed/ca-root.pem", "-o", "/root/roots.pem", roots]);
+        (got.code == 0).then_some(())
+    });
+}
+
+/// Makes the template's web server caddy, set up as the README has it, and its certificates outlive the guest.
+fn serve_https(machine: &Machine, tenant: &Tenant) {
+    bring(machine, "caddy", "/srv/caddy/caddy/caddy");
+    machine.run(&["tar", "-C", "/srv/caddy", "-czf", "/srv/caddy/caddy.tar.gz", "caddy"]).ok();
+    let httpd = ["/usr/bin/busybox", "httpd", "-f", "-p", "127.0.0.1:8124", "-h", "/srv/caddy"];
+    machine.run(&[&["systemd-run", "--quiet", "--unit=caddy-tarball"][..], &httpd].concat()).ok();
+    tenant.edit("  inputs = {\n", "  inputs = {\n    caddy = { url = \"http://127.0.0.1:8124/caddy.tar.gz\"; flake = false; };\n");
+    tenant.edit("{ tools, boot, root, ... }", "{ tools, boot, root, caddy, ... }");
+    tenant.edit(
+        "      web = ''",
+        "      caddyfile = ''\n        {\n          admin off\n          acme_ca {$SEED_ACME_URL}\n          \
+         storage file_system /seed/storage/data\n        }\n        {$SEED_FQDN} {\n          respond \"Hello from Seed\"\n        }\n      '';\n\n      \
+         web = ''",
+    );
+    tenant.edit(
+        "ExecStart=${tools}/bin/busybox httpd -f -p 80 -h /srv/www",
+        "Environment=HOME=/seed/storage/data\n        ExecStart=${caddy}/caddy run --adapter caddyfile --config /etc/Caddyfile",
+    );
+    tenant.edit(
+        "$b printf '%s\\n' \"$page\" >$out/layer/srv/www/index.html",
+        "$b printf '%s\\n' \"$caddyfile\" >$out/layer/etc/Caddyfile",
+    );
+    tenant.edit("inherit page web init;", "inherit caddyfile web init;");
+    tenant.edit("expose.http = { port = 80;", "expose.https = { port = 443;");
+    tenant.edit("acme = false;", "acme = true;");
+}
+
+#[test]
+fn a_guests_own_client_gets_a_certificate_and_serves_https() {
+    let ca = ["[acme]", "directory = \"https://127.0.0.1:14000/dir\"", "ca_root = \"/etc/seed/ca-root.pem\""];
+    let machine = Machine::new("acme", &ca);
+    start_ca(&machine);
+    let ann = machine.tenant("ann", "one");
+    serve_https(&machine, &ann);
+    let (_, namespace) = ann.plant();
+    let host = format!("web.{namespace}.seed.example");
+    let url = format!("https://{host}/");
+    let page = || machine.run(&["curl", "-sS", "-m", "10", "--cacert", "/root/roots.pem", &url]);
+    machine.wait("HTTPS that curl verifies", Duration::from_secs(120), || {
+        let got = page();
+        (got.out == "Hello from Seed").then_some(())
+    });
+    let certificate = || {
+        let line =
+            format!("echo | openssl s_client -connect {host}:443 -servername {host} 2>/dev/null | openssl x509 -noout -serial");
+        machine.run(&["sh", "-c", &line]).ok()
+    };
+    let first = certificate();
+    let record = format!("_acme-challenge.{host}");
+    let left = machine.run(&["dig", "+short", "@127.0.0.1", "TXT", &record]).ok();
+    assert_eq!(left.trim(), "", "the proof is gone");
+
+    // Nobody but an instance gets anything: not this host, though the door stands on all of its addresses.
+    let refused = machine.run(&["curl", "-s", "-m", "5", "http://127.0.0.1:9876/acme/directory"]);
+    assert_ne!(refused.code, 0, "{}", refused.all());
+
+    // The doors and the agent are killed, and the guest boots again: what was issued is still there.
+    machine.run(&["systemctl", "kill", "-s", "KILL", "seed-agent.service", "seed-serve.service"]).ok();
+    machine.wait("the agent to be back", Duration::from_secs(30), || (ann.shell(&["status"]).code == 0).then_some(()));
+    ann.shell(&["restart", "web"]).ok();
+    machine.wait("HTTPS after a restart", Duration::from_secs(120), || (page().out == "Hello from Seed").then_some(()));
+    assert_eq!(certificate(), first);
+}
