@@ -227,6 +227,8 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         work,
         parallel: config.build.parallel as usize,
         keep: config.build.keep_generations as usize,
+        quota: config.quota.clone(),
+        audit: config.audit_directory(),
         host4,
         host6,
         hypervisor: why.clone(),

@@ -17,6 +17,7 @@ use crate::{
         instance::Instance,
         manifest::{self, Manifest, Problem},
         name::{Generation, InstanceId, InstanceName, KeyId, Namespace},
+        quota::{Quota, Share},
     },
     state::{Ask, Pin},
 };
@@ -47,6 +48,8 @@ pub(super) struct Deploy<H, B> {
     pub(super) good: Option<Deployment>,
     /// Replaced deployments whose systems are kept.
     pub(super) kept: Vec<Deployment>,
+    /// What the namespace may have.
+    pub(super) quota: Quota,
     /// What deploys may not change.
     pub(super) pins: BTreeMap<InstanceName, Pin>,
     /// `push` or `rollback`
@@ -165,7 +168,11 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         drop(std::fs::remove_file(&archive));
         let evaluated = evaluated.map_err(|error| self.build_failed(Stage::Eval, error))?;
 
-        let manifests = self.check(&evaluated).map_err(|problems| {
+        let retired = self.shared.host.retired_bytes(&self.namespace).await.map_err(|error| {
+            self.error(Stage::Eval, format!("could not look at this host: {}", chain(&error)));
+            Failed(Stage::Eval)
+        })?;
+        let manifests = self.check(&evaluated, retired).map_err(|problems| {
             for problem in problems {
                 self.error(Stage::Eval, problem.to_string());
             }
@@ -177,8 +184,12 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         Ok((job, manifests, evaluated))
     }
 
-    /// Every problem of every instance, at once.
-    fn check(&self, evaluated: &BTreeMap<String, Evaluated>) -> Result<BTreeMap<InstanceName, Manifest>, Vec<Problem>> {
+    /// Every problem of every instance, at once. `retired` bytes are in volumes that are kept and no longer declared.
+    fn check(
+        &self,
+        evaluated: &BTreeMap<String, Evaluated>,
+        retired: u64,
+    ) -> Result<BTreeMap<InstanceName, Manifest>, Vec<Problem>> {
         let mut problems = Vec::new();
         if evaluated.is_empty() {
             problems.push(Problem::new("seeds", "is empty: give it at least one instance, as seeds.web = seed.lib.mkSeed { … }"));
@@ -198,6 +209,21 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             let after = self.instances(&manifests, |name| Some((evaluated.get(name)?.out.clone(), Vec::new(), String::new())));
             problems.extend(desired::check_change(&before.instances, &after));
         }
+        let log_max = self.shared.settings.layout.log_max;
+        let share =
+            |(name, manifest): (&InstanceName, &Manifest)| (name.clone(), Share::of(&manifest.size, &manifest.volumes, log_max));
+        let runs = |name: &InstanceName| self.before.as_ref().is_some_and(|before| before.instances.contains_key(name));
+        // What this drops is kept as well.
+        let dropped: u64 = self
+            .before
+            .iter()
+            .flat_map(|before| &before.instances)
+            .flat_map(|(name, before)| before.volumes.iter().map(move |(key, volume)| (name, key, volume.size.0)))
+            .filter(|(name, key, _)| !manifests.get(*name).is_some_and(|manifest| manifest.volumes.contains_key(*key)))
+            .map(|(_, _, size)| size)
+            .sum();
+        let kept = Share { volumes: retired.saturating_add(dropped), ..Share::default() };
+        problems.extend(self.quota.check(&manifests.iter().map(share).collect(), runs, kept));
         if problems.is_empty() { Ok(manifests) } else { Err(problems) }
     }
 

@@ -1,17 +1,68 @@
-//! Invites: codes with which a repository may be planted. The code itself is not stored.
+//! Invites: codes with which a repository may be planted. The code itself is not stored. One that was used up, revoked or has expired
+//! can do nothing any more, but is kept for a while, so that one can look up who used it.
+
+use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 
 use super::{
     Agent, now,
+    patience::Patience,
     request::{Reply, json},
 };
 use crate::{
     build::Builder,
     bus::Refusal,
     host::Host,
-    state::{Change, Invite, Memory, State},
+    spec::{
+        access::Principal,
+        name::{FlakeUri, KeyId},
+    },
+    state::{Batch, Change, Invite, Memory, Spent, State},
 };
+
+/// How many invites that can do nothing any more are kept.
+const KEPT: usize = 500;
+
+/// Wrong codes that were tried lately, by key and by network.
+#[derive(Debug)]
+pub(super) struct Guesses {
+    keys: Patience<KeyId>,
+    sources: Patience<u128>,
+}
+
+impl Default for Guesses {
+    fn default() -> Self {
+        // Keys cost nothing: behind one address there may be many, of people too.
+        Self { keys: Patience::new(5, 60), sources: Patience::new(20, 30) }
+    }
+}
+
+/// An IPv4 address, or the 48 bits of IPv6 that one subscriber may have.
+fn network(source: IpAddr) -> u128 {
+    match source.to_canonical() {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => 1 << 64 | u128::from(address) >> 80,
+    }
+}
+
+impl Guesses {
+    /// Refuses who has tried too many wrong codes. The right one is refused too: how it is answered must not tell.
+    fn check(&self, key: &KeyId, source: Option<IpAddr>, now: u64) -> Result<(), Refusal> {
+        let wait = self.keys.wait(key, now).max(source.map_or(0, |source| self.sources.wait(&network(source), now)));
+        if wait == 0 {
+            return Ok(());
+        }
+        Err(Refusal::Denied(format!("too many wrong invite codes came from your key or your network: try again in {wait} s")))
+    }
+
+    fn wrong(&mut self, key: &KeyId, source: Option<IpAddr>, now: u64) {
+        self.keys.count(key, now);
+        if let Some(source) = source {
+            self.sources.count(&network(source), now);
+        }
+    }
+}
 
 impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     pub(super) async fn new_invite(&mut self, uses: u32, expires_secs: u64, note: String) -> Result<Reply, Refusal> {
@@ -23,26 +74,71 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
         let code = new_code().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
         let id = code[..6].to_owned();
-        let expires = if expires_secs == 0 { 0 } else { now().saturating_add(expires_secs) };
-        let invite = Invite { id: id.clone(), hash: hash(&code), uses_left: uses, expires, note };
-        self.commit(vec![Change::Invite(id, Some(invite))]).await?;
+        if self.memory.invites.contains_key(&id) {
+            return Err(Refusal::Failed("this code would be called like another: try again".to_owned()));
+        }
+        let created = now();
+        let expires = if expires_secs == 0 { 0 } else { created.saturating_add(expires_secs) };
+        let invite = Invite { id: id.clone(), hash: hash(&code), uses_left: uses, expires, note, created, ..Invite::default() };
+        let mut batch: Batch = surplus(&self.memory, created).into_iter().map(|id| Change::Invite(id, None)).collect();
+        batch.push(Change::Invite(id, Some(invite)));
+        self.commit(batch).await?;
         Ok(Reply::Text(code))
     }
 
     pub(super) fn invites(&self) -> Reply {
-        let show = |invite: &Invite| serde_json::json!({ "id": invite.id, "usesLeft": invite.uses_left, "expires": invite.expires, "note": invite.note });
-        let usable = self.memory.invites.values().filter(|invite| invite.expires == 0 || invite.expires > now());
-        json(&serde_json::json!({ "version": 1, "invites": usable.map(show).collect::<Vec<_>>() }))
+        let now = now();
+        let show = |invite: &Invite| {
+            serde_json::json!({
+                "id": invite.id, "state": state(invite, now), "usesLeft": invite.uses_left, "expires": invite.expires,
+                "note": invite.note, "created": invite.created, "revoked": invite.revoked, "used": invite.used,
+            })
+        };
+        let mut invites: Vec<&Invite> = self.memory.invites.values().collect();
+        invites.sort_by_key(|invite| (invite.created, &invite.id));
+        json(&serde_json::json!({ "version": 1, "invites": invites.into_iter().map(show).collect::<Vec<_>>() }))
     }
 
     pub(super) async fn revoke_invite(&mut self, id: &str) -> Result<Reply, Refusal> {
-        if !self.memory.invites.contains_key(id) {
-            let ids: Vec<&str> = self.memory.invites.keys().map(String::as_str).collect();
+        let now = now();
+        let usable = |invite: &&Invite| state(invite, now) == "usable";
+        let Some(invite) = self.memory.invites.get(id).filter(usable).cloned() else {
+            let ids: Vec<&str> = self.memory.invites.values().filter(usable).map(|invite| invite.id.as_str()).collect();
             let there = if ids.is_empty() { "there is none".to_owned() } else { format!("there is {}", ids.join(", ")) };
-            return Err(Refusal::NotFound(format!("there is no invite {id:?}; {there}")));
-        }
-        self.commit(vec![Change::Invite(id.to_owned(), None)]).await?;
+            return Err(Refusal::NotFound(format!("there is no invite {id:?} that could still be used; {there}")));
+        };
+        self.commit(vec![Change::Invite(id.to_owned(), Some(Invite { revoked: now, ..invite }))]).await?;
         Ok(Reply::Nothing)
+    }
+
+    /// The invite that `code` is good for, as it is after `who` has used it for `flake`.
+    pub(super) fn use_invite(
+        &mut self,
+        who: &Principal,
+        source: Option<IpAddr>,
+        code: &str,
+        flake: &FlakeUri,
+    ) -> Result<Invite, Refusal> {
+        let now = now();
+        let key = match who {
+            Principal::Operator => None,
+            Principal::Key(key) => Some(key),
+        };
+        if let Some(key) = key {
+            self.guesses.check(key, source, now)?;
+        }
+        let Some(mut invite) = find(&self.memory, code, now) else {
+            if let Some(key) = key {
+                self.guesses.wrong(key, source, now);
+                tracing::warn!(%key, source = source.map(tracing::field::display), "a wrong invite code");
+            }
+            return Err(Refusal::Denied(
+                "this invite code is not valid (unknown, used up, revoked or expired): ask the host's operator for one".to_owned(),
+            ));
+        };
+        invite.uses_left -= 1;
+        invite.used.push(Spent { key: key.cloned(), source, flake: flake.clone(), at: now });
+        Ok(invite)
     }
 }
 
@@ -58,15 +154,39 @@ fn hash(code: &str) -> String {
     data_encoding::HEXLOWER.encode(&Sha256::digest(code.as_bytes()))
 }
 
-/// The invite that `code` is good for. Hashes are compared, so the time it takes says nothing about the code.
-pub(super) fn find_invite(memory: &Memory, code: &str) -> Result<Invite, Refusal> {
+/// What can be done with it: `usable`, `used`, `revoked`, `expired`.
+fn state(invite: &Invite, now: u64) -> &'static str {
+    match invite {
+        Invite { revoked: 1.., .. } => "revoked",
+        Invite { uses_left: 0, .. } => "used",
+        Invite { expires, .. } if *expires != 0 && *expires <= now => "expired",
+        _ => "usable",
+    }
+}
+
+/// The oldest of those that can do nothing any more, if there are too many.
+fn surplus(memory: &Memory, now: u64) -> Vec<String> {
+    let mut over: Vec<(u64, &String)> = memory
+        .invites
+        .values()
+        .filter(|invite| state(invite, now) != "usable")
+        .map(|invite| (invite.created, &invite.id))
+        .collect();
+    over.sort();
+    over.iter().take((over.len() + 1).saturating_sub(KEPT)).map(|(_, id)| (*id).clone()).collect()
+}
+
+/// The usable invite with this code. Every invite is compared, each to its last byte, so that the time it takes says nothing.
+fn find(memory: &Memory, code: &str, now: u64) -> Option<Invite> {
     let wanted = hash(code.trim());
-    let usable = |invite: &&Invite| invite.hash == wanted && (invite.expires == 0 || invite.expires > now());
-    memory.invites.values().find(usable).cloned().ok_or_else(|| {
-        Refusal::Denied(
-            "this invite code is not valid (unknown, used up, revoked or expired): ask the host's operator for one".to_owned(),
-        )
-    })
+    let mut found = None;
+    for invite in memory.invites.values() {
+        let differences = invite.hash.bytes().zip(wanted.bytes()).fold(0u8, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
+        if differences == 0 && invite.hash.len() == wanted.len() {
+            found = Some(invite);
+        }
+    }
+    found.filter(|invite| state(invite, now) == "usable").cloned()
 }
 
 #[cfg(test)]
@@ -80,12 +200,56 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_or_unknown_code_is_refused() {
+    fn a_code_that_is_unknown_expired_revoked_or_used_up_is_none() {
         let mut memory = Memory::default();
-        let invite = Invite { id: "a".into(), hash: hash("secret"), uses_left: 1, expires: 0, note: String::new() };
-        memory.invites.insert("a".into(), invite.clone());
-        assert!(find_invite(&memory, "secret").is_ok() && find_invite(&memory, "Secret").is_err());
-        memory.invites.insert("a".into(), Invite { expires: 1, ..invite });
-        assert!(find_invite(&memory, "secret").is_err());
+        let invite = Invite { id: "a".into(), hash: hash("secret"), uses_left: 1, ..Invite::default() };
+        let cut = Invite { id: "b".into(), hash: hash("secret")[..60].to_owned(), uses_left: 1, ..Invite::default() };
+        memory.invites.insert("b".into(), cut);
+        let cases = [
+            (invite.clone(), true),
+            (Invite { expires: 10, ..invite.clone() }, false),
+            (Invite { expires: 11, ..invite.clone() }, true),
+            (Invite { revoked: 1, ..invite.clone() }, false),
+            (Invite { uses_left: 0, ..invite }, false),
+        ];
+        for (invite, good) in cases {
+            memory.invites.insert("a".into(), invite.clone());
+            assert_eq!(find(&memory, " secret\n", 10).is_some(), good, "{invite:?}");
+            assert!(find(&memory, "Secret", 10).is_none() && find(&memory, "", 10).is_none());
+        }
+    }
+
+    #[test]
+    fn guessing_is_slowed_down_by_key_and_by_network() {
+        let key = |n: u32| crate::spec::access::fingerprint(&n.to_be_bytes());
+        let source = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let mut guesses = Guesses::default();
+        for _ in 0..5 {
+            guesses.check(&key(0), source("192.0.2.1"), 0).unwrap();
+            guesses.wrong(&key(0), source("192.0.2.1"), 0);
+        }
+        let Err(Refusal::Denied(text)) = guesses.check(&key(0), source("198.51.100.1"), 0) else { panic!("not slowed down") };
+        assert!(text.contains("60 s"), "{text}");
+        guesses.check(&key(1), source("192.0.2.1"), 0).unwrap();
+        // A key of its own for each guess does not help, and neither does an address of its own out of one's /48.
+        let mut guesses = Guesses::default();
+        for n in 0..20 {
+            let here = source(&format!("2001:db8:7:{n:x}::{n:x}"));
+            guesses.check(&key(n), here, 0).unwrap();
+            guesses.wrong(&key(n), here, 0);
+        }
+        assert!(guesses.check(&key(99), source("2001:db8:7:ffff::1"), 0).is_err());
+        guesses.check(&key(99), source("2001:db8:8::1"), 0).unwrap();
+        guesses.check(&key(99), source("2001:db8:7:ffff::1"), 30).unwrap();
+    }
+
+    #[test]
+    fn of_spent_invites_the_oldest_go() {
+        let mut memory = Memory::default();
+        for n in 0..KEPT as u64 + 10 {
+            let invite = Invite { id: format!("{n:04}"), created: n, uses_left: u32::from(n < 5), ..Invite::default() };
+            memory.invites.insert(invite.id.clone(), invite);
+        }
+        assert_eq!(surplus(&memory, 0), (5..11).map(|n| format!("{n:04}")).collect::<Vec<_>>());
     }
 }

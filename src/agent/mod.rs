@@ -5,6 +5,8 @@
 //! and an instance whose lane is busy is left alone until it has ended.
 #![allow(clippy::disallowed_methods, reason = "this room has the clock")]
 
+pub mod access;
+mod acts;
 pub mod authority;
 pub mod bus;
 pub mod deploy;
@@ -15,8 +17,10 @@ pub mod hook;
 mod invite;
 pub mod job;
 pub mod logs;
+mod patience;
 mod power;
 mod queue;
+mod quota;
 pub mod reconcile;
 pub mod remote;
 mod repository;
@@ -52,8 +56,9 @@ use crate::{
     spec::{
         desired::{Deployment, Desired, Wanted},
         name::{InstanceId, Namespace},
+        quota::Quota,
     },
-    state::{Ask, Batch, Change, Memory, Record, State, StateError},
+    state::{Ask, Batch, Change, Memory, Record, State, StateError, audit::Audit},
 };
 
 /// What the agent needs to know of its configuration.
@@ -72,6 +77,10 @@ pub struct Settings {
     pub parallel: usize,
     /// How many replaced deployments of a namespace are kept.
     pub keep: usize,
+    /// What a namespace may have that was given no quota of its own.
+    pub quota: Quota,
+    /// Where the audit log is.
+    pub audit: PathBuf,
     /// The host's own public addresses.
     pub host4: Vec<Ipv4Addr>,
     pub host6: Vec<Ipv6Addr>,
@@ -103,6 +112,8 @@ pub enum Event {
     DeployEnded(Namespace, Option<Ask>, Box<Record>),
     /// A repository from elsewhere was fetched, or should be.
     Remote(remote::Notice),
+    /// A plan was said.
+    PlanEnded,
     /// Something changed on the machine.
     Changed,
     /// Time to look anyway.
@@ -151,6 +162,10 @@ pub struct Agent<H, S, B> {
     lanes: Lanes,
     remotes: remote::Remotes,
     zone: watch::Sender<Arc<Zone>>,
+    record: acts::Record,
+    guesses: invite::Guesses,
+    /// Plans under way.
+    planning: Vec<Job>,
 }
 
 /// How the bus and tests speak with a running agent.
@@ -180,6 +195,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// An agent that remembers what `state` holds. Call [`Agent::run`] to set it going.
     pub async fn new(host: H, state: S, builder: B, settings: Settings) -> Result<(Self, Handle), StateError> {
         let memory = state.load().await?;
+        let record = acts::Record::new(Audit::open(&settings.audit)?);
         let (events, inbox) = mpsc::channel(1024);
         let stopped = watch::Sender::new(memory.stopped.keys().cloned().collect());
         let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0), stopped });
@@ -198,6 +214,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             lanes: Lanes::default(),
             remotes: remote::Remotes::default(),
             zone,
+            record,
+            guesses: invite::Guesses::default(),
+            planning: Vec::new(),
         };
         Ok((agent, handle))
     }
@@ -239,7 +258,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Event::DeployEnded(namespace, ask, record) => self.deploy_ended(namespace, ask, *record).await,
             Event::Remote(notice) => self.remote_notice(notice).await,
             Event::Changed | Event::Tick => self.look(),
-            Event::Quit => {}
+            // What waits for a build is started after every event.
+            Event::PlanEnded | Event::Quit => {}
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Agent, Queued, UnderWay, deploy::Deploy, history, job::Job};
+use super::{Agent, Event, Queued, UnderWay, deploy::Deploy, history, job::Job};
 use crate::{
     build::{Builder, Place},
-    bus::{Level, Outcome, Stage},
+    bus::{Level, Outcome, Refusal, Stage},
     host::Host,
     spec::{
         desired::Deployment,
@@ -46,7 +46,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Starts queued deploys: one at a time for each namespace, so many at once in all.
     pub(super) fn start_queued(&mut self) {
         while self.deploying.len() < self.shared.settings.parallel {
-            let next = self.queued.keys().find(|namespace| !self.deploying.contains_key(*namespace)).cloned();
+            let free = |namespace: &&Namespace| {
+                !self.deploying.contains_key(*namespace) && self.plans(namespace) < self.quota_of(namespace).builds
+            };
+            let next = self.queued.keys().find(free).cloned();
             let Some(namespace) = next else { return };
             let Some(Queued { ask, job }) = self.queued.remove(&namespace) else { return };
             let by = Some(ask.by.clone());
@@ -55,14 +58,34 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    /// Evaluates a commit and says what deploying it would change. Not in the queue of deploys, for it touches nothing; but
-    /// one at a time.
-    pub(super) fn start_plan(&mut self, namespace: Namespace, ask: Ask) -> Job {
+    /// Evaluates a commit and says what deploying it would change. Not in the queue of deploys, for it touches nothing; but refused when
+    /// the namespace has as many builds as it may have.
+    pub(super) fn start_plan(&mut self, namespace: Namespace, ask: Ask) -> Result<Job, Refusal> {
+        self.planning.retain(|job| !job.ended());
+        let most = self.quota_of(&namespace).builds;
+        let builds = self.plans(&namespace) + u32::from(self.deploying.contains_key(&namespace));
+        if builds >= most {
+            return Err(Refusal::Denied(format!(
+                "{namespace} has {builds} builds under way and may have {most} at once: push again when one has ended"
+            )));
+        }
         let job = self.jobs.create(namespace.clone());
+        self.planning.push(job.clone());
         let by = Some(ask.by.clone());
         let deploy = self.deploy(namespace, ask, job.clone(), "plan", by);
-        tokio::spawn(deploy.plan_only());
-        job
+        let events = self.shared.events.clone();
+        tokio::spawn(async move {
+            deploy.plan_only().await;
+            // The loop being gone means that the agent stops.
+            drop(events.send(Event::PlanEnded).await);
+        });
+        Ok(job)
+    }
+
+    /// How many plans of a namespace are under way.
+    pub(super) fn plans(&self, namespace: &Namespace) -> u32 {
+        let mine = self.planning.iter().filter(|job| job.namespace == *namespace && !job.ended());
+        u32::try_from(mine.count()).unwrap_or(u32::MAX)
     }
 
     /// A deploy that begins now: until it ends, the next of its namespace waits.
@@ -86,6 +109,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let kept: Vec<Deployment> = past.map(|(_, deployment)| deployment.clone()).collect();
         // The latest is last: the key ends with the time.
         let good = before.iter().chain(kept.iter().rev()).find(|deployment| deployment.proven).cloned();
+        let quota = self.quota_of(&namespace).clone();
         let pins: BTreeMap<InstanceName, Pin> = self
             .memory
             .pins
@@ -94,7 +118,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             .map(|(id, pin)| (id.name.clone(), pin.clone()))
             .collect();
         let place = self.place_of(&namespace, &ask.repo);
-        Deploy { shared: self.shared.clone(), namespace, ask, place, job, before, good, kept, pins, kind, by }
+        Deploy { shared: self.shared.clone(), namespace, ask, place, job, before, good, kept, quota, pins, kind, by }
     }
 
     /// Where the repository of a deploy is.

@@ -9,11 +9,10 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     Agent, Event, chain,
     hook::{Delivery, Heard, Tokens, new_secret},
-    invite::find_invite,
     job::Job,
     now,
     repository::new_keys,
-    request::{Answer, Reply, invalid, json, principal, text},
+    request::{Answer, Reply, invalid, json, principal, source, text},
     resolve,
 };
 use crate::{
@@ -62,7 +61,7 @@ pub enum Question {
 /// What wakes the loop.
 pub enum Notice {
     /// The first fetch of what is to be planted has ended.
-    Tried(Planting, Result<Fetched, FetchError>, Answer),
+    Tried(Box<Planting>, Result<Fetched, FetchError>, Answer),
     /// A fetch has ended.
     Fetched(Namespace, Result<Fetched, FetchError>),
     /// It is time for a fetch, if nothing else was set since then.
@@ -78,6 +77,8 @@ pub struct Fetched {
 
 /// Who plants what, with which invite code.
 pub struct Planting {
+    /// As the door said it.
+    caller: String,
     who: KeyId,
     uri: FlakeUri,
     remote: Remote,
@@ -139,7 +140,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         match notice {
             Notice::Tried(planting, fetched, answer) => {
                 let reply = match fetched {
-                    Ok(fetched) => self.planted_remote(planting, Some(fetched)).await,
+                    Ok(fetched) => self.planted_remote(*planting, Some(fetched)).await,
                     Err(error) => Err(unreadable(&error)),
                 };
                 drop(answer.send(reply));
@@ -177,12 +178,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let shared = self.shared.clone();
         tokio::spawn(async move {
             let fetched = bring(&shared, &wanted).await;
-            drop(shared.events.send(Event::Remote(Notice::Tried(planting, fetched, answer))).await);
+            drop(shared.events.send(Event::Remote(Notice::Tried(Box::new(planting), fetched, answer))).await);
         });
     }
 
     /// Checks all that can be checked before anything is fetched.
-    fn planting(&self, who: &str, uri: &str, code: String) -> Result<Planting, Refusal> {
+    fn planting(&mut self, who: &str, uri: &str, code: String) -> Result<Planting, Refusal> {
+        let caller = who.to_owned();
         let Principal::Key(who) = principal(who)? else {
             return Err(Refusal::Invalid(
                 "what is elsewhere belongs to the key that plants it, and the operator has none: plant it over SSH".to_owned(),
@@ -201,17 +203,17 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             };
             return Err(Refusal::Invalid(format!("{uri} {why} (namespace {})", uri.namespace())));
         }
-        find_invite(&self.memory, &code)?;
-        Ok(Planting { who, uri, remote, code })
+        // It is used when it is planted; until then it only has to be good.
+        self.use_invite(&Principal::Key(who.clone()), source(&caller), &code, &uri)?;
+        Ok(Planting { caller, who, uri, remote, code })
     }
 
     /// Plants what was fetched, or what needs a token before it can be.
     async fn planted_remote(&mut self, planting: Planting, fetched: Option<Fetched>) -> Result<Reply, Refusal> {
         // Others were heard while it was fetched.
-        let Planting { who, uri, code, .. } = self.planting(planting.who.as_str(), &planting.uri.to_string(), planting.code)?;
+        let Planting { caller, who, uri, code, .. } = self.planting(&planting.caller, &planting.uri.to_string(), planting.code)?;
         let namespace = uri.namespace();
-        let mut invite = find_invite(&self.memory, &code)?;
-        invite.uses_left -= 1;
+        let invite = self.use_invite(&Principal::Key(who.clone()), source(&caller), &code, &uri)?;
         let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
         let name = namespace.as_str().parse().map_err(invalid)?;
         let repository = Repository::new(name, who.clone(), now());
@@ -220,7 +222,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         // A token of an earlier life of this plant was given for another's sake.
         self.shared.settings.remotes.tokens.forget(&namespace)?;
         self.commit(vec![
-            Change::Invite(invite.id.clone(), (invite.uses_left > 0).then_some(invite)),
+            Change::Invite(invite.id.clone(), Some(invite)),
             Change::Plant(namespace.clone(), Some(plant)),
             Change::Upstream(namespace.clone(), Some(upstream)),
         ])

@@ -1,11 +1,9 @@
 //! Repositories: who may open one, what a push of one leads to, and planting it.
 
 use super::{
-    Agent, Event, chain,
-    invite::find_invite,
-    now,
+    Agent, Event, chain, now,
     queue::Mode,
-    request::{Answer, Reply, Request, invalid, json, principal},
+    request::{Answer, Reply, Request, invalid, json, principal, source},
 };
 use crate::{
     build::{Builder, Place, source},
@@ -41,7 +39,29 @@ fn is_zero(commit: &Commit) -> bool {
 }
 
 impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
-    pub(super) async fn open_repository(&mut self, who: &str, name: &str, access: &str) -> Result<Reply, Refusal> {
+    /// Answers, at once or when the repository was measured.
+    pub(super) async fn open_repository(&mut self, who: &str, name: &str, access: &str, answer: Answer) {
+        let reply = match self.opened(who, name, access).await {
+            Ok((opened, None)) => Ok(json(&opened)),
+            Ok((opened, Some(room))) => {
+                return drop(tokio::spawn(async move {
+                    let reply = room.await.map(|room| json(&Opened { room, ..opened }));
+                    // Who has stopped waiting does not care.
+                    drop(answer.send(reply));
+                }));
+            }
+            Err(refusal) => Err(refusal),
+        };
+        drop(answer.send(reply));
+    }
+
+    /// What the door is to know; for a push to a repository that is there, its room has to be measured.
+    async fn opened(
+        &mut self,
+        who: &str,
+        name: &str,
+        access: &str,
+    ) -> Result<(Opened, Option<impl Future<Output = Result<u64, Refusal>> + Send + use<H, S, B>>), Refusal> {
         let who = principal(who)?;
         let name: RepoName = name.parse().map_err(invalid)?;
         let verb = match access {
@@ -52,7 +72,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let planted = self.memory.plants.contains_key(&FlakeUri::Silo(name.clone()).namespace());
         if let Some(repository) = self.memory.repos.get(&name) {
             if access::may(&who, verb, repository, now()) {
-                return Ok(json(&Opened { name: name.to_string(), created: false, planted }));
+                let opened = Opened { name: name.to_string(), created: false, planted, room: 0 };
+                return Ok((opened, (verb == Verb::Write).then(|| self.room_in(&name))));
             }
             return Err(denied(&who, verb, repository));
         }
@@ -67,18 +88,22 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 "your key owns {MAX_REPOSITORIES} repositories, which is the most that one key may"
             )));
         }
+        // What lies there was somebody else's.
+        super::access::clear(&self.shared.settings.repositories, &name)?;
         let repository = Repository::new(name.clone(), owner, now());
         self.commit(vec![Change::Repo(name.clone(), Some(repository))]).await?;
         tracing::info!(repository = %name, "repository created");
-        Ok(json(&Opened { name: name.to_string(), created: true, planted }))
+        let room = self.quota_of(&FlakeUri::Silo(name.clone()).namespace()).repository.0;
+        Ok((Opened { name: name.to_string(), created: true, planted, room }, None))
     }
 
     /// The repository of that name, if `who` may write to it.
     fn writable(&self, who: &Principal, name: &RepoName) -> Result<&Repository, Refusal> {
         match self.memory.repos.get(name) {
             Some(repository) if access::may(who, Verb::Write, repository, now()) => Ok(repository),
-            Some(repository) => Err(denied(who, Verb::Write, repository)),
-            None => Err(Refusal::NotFound(format!("there is no repository {name}: push it first"))),
+            Some(repository) if access::may(who, Verb::Read, repository, now()) => Err(denied(who, Verb::Write, repository)),
+            // One that they may not even read is there for nobody.
+            _ => Err(Refusal::NotFound(format!("there is no repository {name}: push it first"))),
         }
     }
 
@@ -174,7 +199,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return Ok(json(&Pushed { job: String::new(), notes }));
         }
         if mode == Mode::Plan {
-            let job = self.start_plan(namespace, ask);
+            let job = self.start_plan(namespace, ask)?;
             return Ok(json(&Pushed { job: job.name, notes }));
         }
         let mut batch: Batch = Vec::new();
@@ -197,7 +222,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 
     async fn plant(&mut self, who: &str, uri: &str, code: &str, read: Read) -> Result<Reply, Refusal> {
-        let who = principal(who)?;
+        let (from, who) = (source(who), principal(who)?);
         let uri: FlakeUri = uri.parse().map_err(invalid)?;
         let FlakeUri::Silo(name) = &uri else { return Err(bug()) };
         let name = name.clone();
@@ -217,10 +242,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
         let mut batch: Batch = Vec::new();
         if who != Principal::Operator || !code.is_empty() {
-            let mut invite = find_invite(&self.memory, code)?;
-            let id = invite.id.clone();
-            invite.uses_left -= 1;
-            batch.push(Change::Invite(id, (invite.uses_left > 0).then_some(invite)));
+            let invite = self.use_invite(&who, from, code, &uri)?;
+            batch.push(Change::Invite(invite.id.clone(), Some(invite)));
         }
         let Read { branch: reference, head: commit, .. } = read;
         let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash, by: by.clone(), at: now() };
@@ -258,7 +281,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 }
 
 /// Why `who` may not do `verb` to a repository that is there. One that they may not even read is there for nobody.
-fn denied(who: &Principal, verb: Verb, repository: &Repository) -> Refusal {
+pub(super) fn denied(who: &Principal, verb: Verb, repository: &Repository) -> Refusal {
     let name = &repository.name;
     let key = match who {
         Principal::Key(key) => key.as_str(),

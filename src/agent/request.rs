@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, chain, enter::Enter, history::History, logs, now, remote, resolve};
+use super::{Agent, access::Question, chain, enter::Enter, history::History, logs, now, remote, resolve};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -35,6 +35,7 @@ pub enum Request {
     RevokeInvite { id: String },
     Zone,
     Remote(remote::Question),
+    Access(Question),
     History(History),
 }
 
@@ -71,6 +72,11 @@ pub(super) fn principal(who: &str) -> Result<Principal, Refusal> {
     who.parse::<Caller>().map(|caller| Principal::Key(caller.key().clone())).map_err(invalid)
 }
 
+/// Where who asks called from, if a door said so.
+pub(super) fn source(who: &str) -> Option<std::net::IpAddr> {
+    who.parse::<Caller>().ok().and_then(|caller| caller.source())
+}
+
 pub(super) fn json(document: &impl serde::Serialize) -> Reply {
     Reply::Text(serde_json::to_string(document).expect("plain data is JSON"))
 }
@@ -78,10 +84,11 @@ pub(super) fn json(document: &impl serde::Serialize) -> Reply {
 impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Answers a question, at once or from a task.
     pub(super) async fn request(&mut self, request: Request, answer: Answer) {
+        let answer = self.record.before(&self.memory, &request, answer);
         let reply = match request {
             Request::Status { who, filter } => return self.status(&who, &filter, answer),
             Request::Plan => return self.plan(answer),
-            Request::OpenRepository { who, name, access } => self.open_repository(&who, &name, &access).await,
+            Request::OpenRepository { who, name, access } => return self.open_repository(&who, &name, &access, answer).await,
             Request::Plant { who, uri, code } if remote::is_remote(&uri) => {
                 return self.remote(remote::Question::Plant { who, uri, code, private: false }, answer).await;
             }
@@ -98,6 +105,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
             Request::Zone => Ok(json(&**self.zone.borrow())),
+            Request::Access(question) => return self.access(question, answer).await,
             Request::History(History::Unplant { who, repository }) => return self.unplant(&who, &repository, answer).await,
             Request::History(request) => self.history(request).await,
         };

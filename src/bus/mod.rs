@@ -4,6 +4,7 @@
 //! `who` is the fingerprint of the SSH key that a door has verified and the address it came from (`SHA256:…@ADDRESS`, see
 //! [`crate::spec::caller`]), or empty for the operator: the agent takes an empty `who` from root only. Documents are JSON, the same that `--json` prints; each has a `version`.
 
+pub mod access;
 pub mod history;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -44,7 +45,7 @@ pub trait Seed {
     fn restart(&self, who: &str, instance: &str) -> zbus::Result<String>;
     /// Makes an invite code. For the operator. `expires_secs` from now; 0 for never.
     fn new_invite(&self, uses: u32, expires_secs: u64, note: &str) -> zbus::Result<String>;
-    /// The invites that can still be used: `{"version":1,"invites":[…]}`. For the operator.
+    /// Invites with their state (`usable`, `used`, `revoked`, `expired`) and who used them: `{"version":1,"invites":[…]}`. For the operator.
     fn list_invites(&self) -> zbus::Result<String>;
     /// Revokes an invite by its id. For the operator.
     fn revoke_invite(&self, id: &str) -> zbus::Result<()>;
@@ -177,6 +178,13 @@ pub struct Opened {
     pub created: bool,
     /// Whether it is planted.
     pub planted: bool,
+    /// How many bytes may be pushed to it before it is as large as it may be.
+    #[serde(default = "no_limit")]
+    pub room: u64,
+}
+
+fn no_limit() -> u64 {
+    u64::MAX
 }
 
 /// The answer to `Push`.

@@ -19,7 +19,7 @@ pub use reader::Problem;
 
 use crate::{
     render::{Layout, Tools, Vmm},
-    spec::{address::Addressing, name::Domain, quantity::Bytes},
+    spec::{address::Addressing, name::Domain, quantity::Bytes, quota::Quota},
 };
 
 /// Where the configuration is if nobody says otherwise.
@@ -37,6 +37,8 @@ pub struct Config {
     pub ssh: Ssh,
     pub github: GitHub,
     pub logs: Logs,
+    /// What each namespace may have unless it is given a quota of its own.
+    pub quota: Quota,
     pub paths: Paths,
 }
 
@@ -203,6 +205,7 @@ impl Config {
                 fetch_timeout_secs: 300,
             },
             logs: Logs { max_per_instance: Bytes(64 << 20) },
+            quota: Quota::default(),
             paths: Paths {
                 run: PathBuf::from("/run/seed"),
                 seed: None,
@@ -248,6 +251,11 @@ impl Config {
     /// The key that signs certificates for guests.
     pub fn guest_ca(&self) -> PathBuf {
         self.storage.directory.join("guest-ca")
+    }
+
+    /// The directory of the audit log.
+    pub fn audit_directory(&self) -> PathBuf {
+        self.storage.directory.join("audit")
     }
 
     /// The directory of the repositories, `<name>.git` in it.
@@ -371,6 +379,15 @@ fn read(reader: &mut Reader<'_>) -> Config {
         logs: Logs {
             max_per_instance: reader
                 .parsed("logs", "max_per_instance", base.logs.max_per_instance, |text| size(text, "16Mi", "64Gi")),
+        },
+        quota: Quota {
+            instances: reader.number("quota", "instances", base.quota.instances, 1..=1_000),
+            vcpus: reader.number("quota", "vcpus", base.quota.vcpus, 1..=100_000),
+            memory: reader.parsed("quota", "memory", base.quota.memory, |text| size(text, "512Mi", "1024Ti")),
+            volumes: reader.parsed("quota", "volumes", base.quota.volumes, |text| size(text, "8Mi", "1024Ti")),
+            repository: reader.parsed("quota", "repository", base.quota.repository, |text| size(text, "1Mi", "1024Ti")),
+            builds: reader.number("quota", "builds", base.quota.builds, 1..=64),
+            logs: reader.parsed("quota", "logs", base.quota.logs, |text| size(text, "16Mi", "1024Ti")),
         },
         paths: Paths {
             run: reader.parsed("paths", "run", base.paths.run, directory),

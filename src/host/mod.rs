@@ -29,7 +29,7 @@ use crate::{
     bus::LogLine,
     plan::{Observed, Step, UnitState},
     render::{Layout, vm_unit},
-    spec::name::InstanceId,
+    spec::name::{InstanceId, Namespace},
 };
 use systemd::Systemd;
 use usage::{Meter, Subject, Usage};
@@ -58,6 +58,8 @@ pub trait Host: Send + Sync + 'static {
     fn connect(&self, id: &InstanceId, port: u32) -> impl Future<Output = Result<OwnedFd, HostError>> + Send;
     /// The volumes that were retired: `(namespace, instance/volume and size, in words)`.
     fn retired(&self) -> impl Future<Output = Result<Vec<(String, String)>, HostError>> + Send;
+    /// How many bytes the retired volumes of a namespace may take.
+    fn retired_bytes(&self, namespace: &Namespace) -> impl Future<Output = Result<u64, HostError>> + Send;
     /// Returns when a unit of Seed's has changed since the last call (or since start).
     fn changed(&self) -> impl Future<Output = ()> + Send;
 }
@@ -337,6 +339,12 @@ impl Host for Machine {
             (volume.id.namespace.to_string(), text)
         };
         Ok(found.into_iter().map(words).collect())
+    }
+
+    async fn retired_bytes(&self, namespace: &Namespace) -> Result<u64, HostError> {
+        let kept = self.volumes().join("retired");
+        let found = self.beside(move || Ok(volume::file::retired(&kept)?)).await?;
+        Ok(found.iter().filter(|volume| volume.id.namespace == *namespace).map(|volume| volume.size.0).sum())
     }
 
     async fn changed(&self) {

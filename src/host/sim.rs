@@ -1,8 +1,7 @@
 //! A machine made of memory: every step is applied to a value, so that plans and the agent can be tested by the thousand.
 //!
 //! It is stricter than a real one: a step that a real machine would carry out on something it should not (writing the units of what
-//! runs, a tap that another instance has) is an error here. It has no clock and never waits: boots end when it is told to
-//! [`Sim::tick`], unless they end at once.
+//! runs, a tap that another instance has) is an error here. It has no clock: boots end at once, or at [`Sim::tick`].
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +21,7 @@ use crate::{
     plan::{Observed, ObservedInstance, Step, Tap, UnitState},
     render::vm_unit,
     spec::{
-        name::{InstanceId, VolumeName},
+        name::{InstanceId, Namespace, VolumeName},
         quantity::Bytes,
     },
 };
@@ -300,11 +299,15 @@ impl Host for Sim {
     }
 
     async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {
-        let machine = self.lock();
         let one = |(id, name, volume): &(InstanceId, VolumeName, SimVolume)| {
             (id.namespace.to_string(), format!("{}/{name} ({})", id.name, volume.size))
         };
-        Ok(machine.retired.iter().map(one).collect())
+        Ok(self.lock().retired.iter().map(one).collect())
+    }
+
+    async fn retired_bytes(&self, namespace: &Namespace) -> Result<u64, HostError> {
+        let mine = |(id, _, volume): &(InstanceId, _, SimVolume)| if id.namespace == *namespace { volume.size.0 } else { 0 };
+        Ok(self.lock().retired.iter().map(mine).sum())
     }
 
     async fn changed(&self) {

@@ -40,6 +40,7 @@ use crate::{
     spec::{
         caller::Caller,
         name::{RefName, RepoName},
+        quantity::Bytes,
     },
 };
 
@@ -101,7 +102,8 @@ impl Push {
             out.send(&pktline::error("this host is serving as many clones and pushes as it can: try again in a minute")).await;
             return 1;
         };
-        let mut child = match self.receive_pack(&path).spawn() {
+        let most = self.doors.settings.max_pack.min(Bytes(opened.room));
+        let mut child = match self.receive_pack(&path, most).spawn() {
             Ok(child) => child,
             Err(error) => {
                 tracing::error!(%error, git = %self.doors.settings.git.display(), "could not start git");
@@ -181,13 +183,8 @@ impl Push {
         }
         let told: Vec<_> = branches.iter().map(|update| ((*update).clone(), self.tell_agent(update, mode, mark.clone()))).collect();
         drop(token);
-        if room > 0 && accepted.is_empty() && sent.load(Ordering::Relaxed) > self.doors.settings.max_pack.0 {
-            let limit = self.doors.settings.max_pack;
-            for line in [
-                format!("error: this push is larger than {limit}, the most that this host takes at once."),
-                format!("Push it in parts (git push HOST:{} COMMIT:refs/heads/main for older commits first),", self.name),
-                "or keep large files out of git.".to_owned(),
-            ] {
+        if room > 0 && accepted.is_empty() && sent.load(Ordering::Relaxed) > most.0 {
+            for line in self.too_large(most) {
                 out.send(&pktline::band(2, format!("{line}\n").as_bytes(), room)).await;
             }
         }
@@ -212,8 +209,26 @@ impl Push {
         code
     }
 
-    fn receive_pack(&self, path: &std::path::Path) -> tokio::process::Command {
-        let limit = format!("receive.maxInputSize={}", self.doors.settings.max_pack.0);
+    /// What to say of a push of more than `most`.
+    fn too_large(&self, most: Bytes) -> Vec<String> {
+        let (name, ssh) = (&self.name, &self.ssh);
+        if most < self.doors.settings.max_pack {
+            return vec![
+                format!(
+                    "error: this push is larger than {most}, which is all that {name} may still grow by: `{ssh} quota {name}`."
+                ),
+                "Keep large files out of git, or ask the operator for a larger quota.".to_owned(),
+            ];
+        }
+        vec![
+            format!("error: this push is larger than {most}, the most that this host takes at once."),
+            format!("Push it in parts (git push HOST:{name} COMMIT:refs/heads/main for older commits first),"),
+            "or keep large files out of git.".to_owned(),
+        ]
+    }
+
+    fn receive_pack(&self, path: &std::path::Path, most: Bytes) -> tokio::process::Command {
+        let limit = format!("receive.maxInputSize={}", most.0);
         let settings = [
             limit.as_str(),
             "receive.fsckObjects=true",

@@ -3,6 +3,7 @@
 //! With `--json` the documents of [`crate::bus`] are printed, one a line; errors are then `{"version":1,"error":{…}}` on standard error.
 //! Exit codes: 0 done, 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 nobody answers on the bus.
 
+mod access;
 mod arguments;
 mod help;
 mod history;
@@ -111,6 +112,12 @@ where
     code
 }
 
+/// The document of `whoami`.
+fn whoami(key: &str, who: Option<&Caller>) -> String {
+    let source = who.and_then(Caller::source);
+    serde_json::json!({ "version": 1, "key": key, "source": source }).to_string()
+}
+
 fn kind(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::NotFound(_) => "notFound",
@@ -150,8 +157,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             "whoami" => {
                 let arguments = arguments(&[], &[], 0)?;
                 let name = self.who.map_or("operator", |caller| caller.key().as_str());
-                let shown =
-                    if arguments.json { serde_json::json!({ "version": 1, "key": name }).to_string() } else { name.to_owned() };
+                let shown = if arguments.json { whoami(name, self.who) } else { name.to_owned() };
                 self.print(&format!("{shown}\n")).await
             }
             "status" => self.status(&arguments(&["--watch", "-w"], &[], 1)?).await,
@@ -181,6 +187,9 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 self.print(&shown).await
             }
             "invite" => self.invite(rest).await,
+            "repo" => self.repo(rest).await,
+            "quota" => self.quota(rest).await,
+            "audit" => self.audit(rest).await,
             unknown => Err(help::unknown(unknown, operator).into()),
         }
     }
@@ -266,9 +275,13 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 self.print(&shown).await
             }
             "list" => {
-                let arguments = Arguments::parse("invite list", rest, &[], &[], 0)?;
+                let arguments = Arguments::parse("invite list", rest, &["--all"], &[], 0)?;
                 let document = ask::within(self.agent.list_invites()).await?;
-                let shown = if arguments.json { format!("{document}\n") } else { show::invites(&document, show::now())? };
+                let shown = if arguments.json {
+                    format!("{document}\n")
+                } else {
+                    access::invites(&document, show::now(), arguments.flag("--all"))?
+                };
                 self.print(&shown).await
             }
             "revoke" => {

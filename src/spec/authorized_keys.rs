@@ -230,6 +230,14 @@ pub(super) fn date(at: u64) -> String {
     }
 }
 
+/// `2030-01-01 15:30:00`, for people.
+pub fn time_text(at: u64) -> String {
+    let day = date(at - at % 86_400);
+    let (year, month, day) = (&day[..4], &day[4..6], &day[6..8]);
+    let rest = at % 86_400;
+    format!("{year}-{month}-{day} {:02}:{:02}:{:02}", rest / 3_600, rest % 3_600 / 60, rest % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,3 +19,4 @@ pub mod instance;
 pub mod manifest;
 pub mod name;
 pub mod quantity;
+pub mod quota;

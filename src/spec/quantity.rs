@@ -32,6 +32,13 @@ impl Bytes {
     }
 }
 
+impl Bytes {
+    /// The same in whole mebibytes, rounded up: for people.
+    pub fn rough(self) -> Self {
+        Self(self.mib().saturating_mul(1 << 20))
+    }
+}
+
 impl FromStr for Bytes {
     type Err = SizeError;
     fn from_str(text: &str) -> Result<Self, SizeError> {

@@ -9,7 +9,8 @@
 //! | `ask/<namespace>` | [`Ask`] | a push was acknowledged and is not deployed yet; the newest wins |
 //! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
 //! | `upstream/<namespace>` | [`Upstream`] | a repository from elsewhere is planted, or a new commit of it was found |
-//! | `invite/<id>` | [`Invite`] | by the operator; removed when spent or revoked |
+//! | `invite/<id>` | [`Invite`] | by the operator; when it is used or revoked; the oldest that can no longer be used are removed |
+//! | `quota/<namespace>` | [`Quota`] | the operator gives a namespace another quota than the configuration's |
 //! | `stopped/<namespace>/<name>` | [`Stopped`] | somebody turned an instance off; removed when it is started, or gone |
 //! | `pin/<namespace>/<name>` | [`Pin`] | an instance is held, or was gone back with; removed with either, or with the instance |
 //! | `deploy/<namespace>/<began, 20 digits>` | [`Record`] | a deploy has ended; the last 50 are kept |
@@ -20,6 +21,7 @@
 //! that is not running yet, a lease whose instance is in no `want`, which is dropped.
 #![allow(clippy::disallowed_methods, reason = "this room keeps files")]
 
+pub mod audit;
 pub mod history;
 pub mod journal;
 pub mod memory;
@@ -37,6 +39,7 @@ use crate::spec::{
     address::Lease,
     desired::Deployment,
     name::{Commit, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName},
+    quota::Quota,
 };
 
 /// A flake that this host runs.
@@ -92,7 +95,7 @@ impl std::fmt::Debug for Secret {
 }
 
 /// A right to plant. The code itself is not stored: its SHA-256 is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Invite {
     /// The first characters of the code, by which people speak of it.
@@ -103,6 +106,28 @@ pub struct Invite {
     /// Seconds since 1970; 0 for never.
     pub expires: u64,
     pub note: String,
+    /// Seconds since 1970; 0 if it was made before this was remembered.
+    #[serde(default)]
+    pub created: u64,
+    /// Seconds since 1970; 0 if it was not revoked.
+    #[serde(default)]
+    pub revoked: u64,
+    /// Who used it, oldest first.
+    #[serde(default)]
+    pub used: Vec<Spent>,
+}
+
+/// One use of an invite.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spent {
+    /// None if the operator did.
+    pub key: Option<KeyId>,
+    pub source: Option<std::net::IpAddr>,
+    /// What was planted with it.
+    pub flake: FlakeUri,
+    /// Seconds since 1970.
+    pub at: u64,
 }
 
 /// One write. `None` removes.
@@ -116,6 +141,7 @@ pub enum Change {
     Lease(InstanceId, Option<Lease>),
     Invite(String, Option<Invite>),
     Upstream(Namespace, Option<Upstream>),
+    Quota(Namespace, Option<Quota>),
     Stopped(InstanceId, Option<Stopped>),
     Pin(InstanceId, Option<Pin>),
     Record(Namespace, u64, Option<Record>),
@@ -135,6 +161,7 @@ pub struct Memory {
     pub leases: std::collections::BTreeMap<InstanceId, Lease>,
     pub invites: std::collections::BTreeMap<String, Invite>,
     pub upstreams: std::collections::BTreeMap<Namespace, Upstream>,
+    pub quotas: std::collections::BTreeMap<Namespace, Quota>,
     pub stopped: std::collections::BTreeMap<InstanceId, Stopped>,
     pub pins: std::collections::BTreeMap<InstanceId, Pin>,
     pub records: std::collections::BTreeMap<(Namespace, u64), Record>,
@@ -157,6 +184,8 @@ pub enum StateError {
     Read { key: String, source: serde_json::Error },
     #[error("the state holds a key this version does not know: {0:?}")]
     Key(String),
+    #[error(transparent)]
+    Audit(#[from] audit::AuditError),
     #[error("could not write the state")]
     Write(#[from] ::sled::Error),
     #[error("could not sync the state to the disk")]
@@ -197,6 +226,7 @@ impl Memory {
             Change::Lease(key, value) => set(&mut self.leases, key, value),
             Change::Invite(key, value) => set(&mut self.invites, key, value),
             Change::Upstream(key, value) => set(&mut self.upstreams, key, value),
+            Change::Quota(key, value) => set(&mut self.quotas, key, value),
             Change::Stopped(key, value) => set(&mut self.stopped, key, value),
             Change::Pin(key, value) => set(&mut self.pins, key, value),
             Change::Record(namespace, at, value) => set(&mut self.records, (namespace, at), value),

@@ -21,6 +21,7 @@ pub fn encode(change: &Change) -> Write {
         Change::Lease(id, value) => (format!("lease/{id}"), json(value)),
         Change::Invite(id, value) => (format!("invite/{id}"), json(value)),
         Change::Upstream(namespace, value) => (format!("upstream/{namespace}"), json(value)),
+        Change::Quota(namespace, value) => (format!("quota/{namespace}"), json(value)),
         Change::Stopped(id, value) => (format!("stopped/{id}"), json(value)),
         Change::Pin(id, value) => (format!("pin/{id}"), json(value)),
         Change::Record(namespace, at, value) => (format!("deploy/{namespace}/{at:020}"), json(value)),
@@ -46,6 +47,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "lease" => Change::Lease(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "invite" => Change::Invite(name.to_owned(), json(key, value)?),
         "upstream" => Change::Upstream(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "quota" => Change::Quota(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "stopped" => Change::Stopped(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "pin" => Change::Pin(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "deploy" => {
@@ -82,7 +84,8 @@ mod tests {
     #[test]
     fn documents_come_back_as_they_were_written() {
         let namespace = "silo:app".parse::<FlakeUri>().expect("valid").namespace();
-        let invite = Invite { id: "k7".into(), hash: "00".into(), uses_left: 1, expires: 0, note: "für \"Ann\"\n".into() };
+        let invite =
+            Invite { id: "k7".into(), hash: "00".into(), uses_left: 1, note: "für \"Ann\"\n".into(), ..Invite::default() };
         let ask = Ask {
             repo: "app".parse().expect("valid"),
             reference: "refs/heads/main".parse().expect("valid"),

@@ -6,7 +6,9 @@ mod world;
 
 mod access;
 mod deploy;
+mod desk;
 mod enter;
 mod history;
 mod remote;
 mod restart;
+mod roles;

@@ -253,6 +253,16 @@ impl World {
         Ok(planted["job"].as_str().unwrap().to_owned())
     }
 
+    /// The bare repository of that name.
+    pub fn bare(&self, repo: &str) -> std::path::PathBuf {
+        self.dir.path().join("repos").join(format!("{repo}.git"))
+    }
+
+    /// The directory of the audit log.
+    pub fn audit(&self) -> std::path::PathBuf {
+        self.dir.path().join("audit")
+    }
+
     /// A repository of ann's that is planted and runs.
     pub async fn planted(&self, repo: &str) -> (Outcome, String) {
         self.create(&ann(), repo).await.unwrap();
@@ -336,6 +346,8 @@ async fn start(
         work: dir.path().to_owned(),
         parallel: 2,
         keep: 3,
+        quota: config.quota.clone(),
+        audit: dir.path().join("audit"),
         host4: vec![],
         host6: vec![],
         hypervisor: "a machine made of memory".to_owned(),

@@ -132,8 +132,8 @@ async fn the_likeliest_mistakes_are_told_apart() {
 async fn a_status_that_is_watched_is_drawn_again_until_the_client_leaves() {
     let world = World::new().await;
     world.agent.told().status = status();
-    let key = world.key_id("ann").await;
-    world.agent.told().owners.insert("my-app".into(), key);
+    let ann = world.key_id("ann").await;
+    world.agent.told().owners.insert("my-app".into(), ann);
     let mut client = world.ssh_command("ann", &["status", "--watch"]).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
     let mut until_line = async |text: &str| {

@@ -19,6 +19,25 @@ async fn another_ones_repository() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_than_a_repository_may_grow_by() {
+    let world = World::new().await;
+    world.project("p").await;
+    world.git("ann", "p", &["push", "silo", "main"]).await.ok();
+    let before = world.at("my-app", "refs/heads/main").await;
+    world.agent.told().room = Some(100_000);
+    let noise: Vec<u8> = (0..300_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8 ^ (n >> 7) as u8).collect();
+    world.commit("p", "large", &noise).await;
+    let ran = world.git("ann", "p", &["push", "silo", "main"]).await;
+    assert_ne!(ran.code, 0);
+    ran.err_has("all that my-app may still grow by").err_has("quota my-app");
+    assert_eq!(world.at("my-app", "refs/heads/main").await, before);
+    world.commit("p", "small", b"x").await;
+    world.git("ann", "p", &["reset", "-q", "--hard", "HEAD~2"]).await.ok();
+    world.commit("p", "small", b"x").await;
+    world.git("ann", "p", &["push", "silo", "main"]).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn paths_that_are_no_repository_names() {
     let world = World::new().await;
     world.project("p").await;

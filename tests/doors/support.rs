@@ -39,6 +39,8 @@ pub struct Told {
     /// How often the status was asked for.
     pub statuses: u32,
     pub logs: Vec<String>,
+    /// How many bytes a repository may still grow by, if there is an end to it.
+    pub room: Option<u64>,
     /// Jobs whose follower went away before their end.
     pub left: u32,
     pub zone: Zone,
@@ -106,7 +108,8 @@ impl Agent {
     fn open_repository(&self, who: &str, name: &str, access: &str) -> Result<String, Refusal> {
         let mut told = self.told();
         let planted = told.planted.iter().any(|known| known == name);
-        let opened = |created| Ok(serde_json::to_string(&Opened { name: name.into(), created, planted }).unwrap());
+        let room = told.room.unwrap_or(u64::MAX);
+        let opened = |created| Ok(serde_json::to_string(&Opened { name: name.into(), created, planted, room }).unwrap());
         match (told.owners.get(name), access) {
             (Some(_), "read") => opened(false),
             (None, "read") => Err(Refusal::NotFound(format!("there is no repository {name}: push to it to make it"))),

@@ -5,6 +5,7 @@
 
 mod machine;
 
+mod access;
 mod bad_input;
 mod bus;
 mod crash;

@@ -1,6 +1,7 @@
 //! The agent's face on the system bus: turns calls into requests, and checks that a caller may speak for whom it speaks.
 #![allow(clippy::disallowed_types, reason = "zbus asks for a HashMap where the order of properties means nothing")]
 
+mod access;
 mod callers;
 mod github;
 mod guest;
@@ -11,7 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
 pub use self::callers::Trust;
-use self::{callers::Callers, github::GitHubFace, guest::GuestFace, history::HistoryFace};
+use self::{access::AccessFace, callers::Callers, github::GitHubFace, guest::GuestFace, history::HistoryFace};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -294,12 +295,17 @@ fn instance_path(id: &InstanceId) -> String {
 
 /// Serves the agent on the system bus under its well-known name.
 pub async fn serve(face: Face) -> zbus::Result<zbus::Connection> {
+    serve_on(zbus::connection::Builder::system(), face).await
+}
+
+/// Serves the agent on a bus of the caller's choice.
+pub async fn serve_on(bus: zbus::connection::Builder<'_>, face: Face) -> zbus::Result<zbus::Connection> {
     let handle = face.handle.clone();
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let access = AccessFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let github = GitHubFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let history = HistoryFace { handle: face.handle.clone(), callers: face.callers.clone() };
-    let bus = zbus::connection::Builder::system().serve_at(PATH, face).serve_at(PATH, guest);
-    let bus = bus.serve_at(PATH, history).serve_at(PATH, github);
+    let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, access).serve_at(PATH, github);
     let connection = bus.name(NAME).build().await?;
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)

@@ -10,7 +10,7 @@ struct Verb {
     operator: bool,
 }
 
-const VERBS: [Verb; 18] = [
+const VERBS: [Verb; 21] = [
     Verb {
         name: "status",
         usage: "status [REPO] [--watch]",
@@ -109,6 +109,31 @@ const VERBS: [Verb; 18] = [
         operator: false,
     },
     Verb {
+        name: "repo",
+        usage: "repo list | visibility REPO public|private | rename REPO NAME | delete REPO REPO",
+        short: "your repositories, who may read them, and their end",
+        long: "Anyone can read a repository until it is made private. One that is planted cannot be renamed or deleted. Who else may do \
+               what is said by .authorized_keys at its top: a line is a key, with environment=\"SEED_ROLE=read|deploy|admin\", \
+               environment=\"SEED_INSTANCE=web\" or expiry-time=\"20300101Z\" before it, or none of them for deploy.",
+        operator: false,
+    },
+    Verb {
+        name: "quota",
+        usage: "quota [REPO]",
+        short: "how much you have, and may have",
+        long: "What is more than that is refused before anything is stopped. The operator changes it: seed quota set REPO memory=8Gi, or \
+               seed quota set REPO default.",
+        operator: false,
+    },
+    Verb {
+        name: "audit",
+        usage: "audit [--since 7d] [--lines N]",
+        short: "who changed what, when and from where",
+        long: "What you did, and what was done to the repositories that you decide about. On the host: everything, and with --verify \
+               whether anybody has changed the log.",
+        operator: false,
+    },
+    Verb {
         name: "unplant",
         usage: "unplant REPO",
         short: "end what plant began",
@@ -131,7 +156,7 @@ const VERBS: [Verb; 18] = [
     },
     Verb {
         name: "invite",
-        usage: "invite new [--uses N] [--expires 7d] [--note TEXT] | list | revoke ID",
+        usage: "invite new [--uses N] [--expires 7d] [--note TEXT] | list [--all] | revoke ID",
         short: "make, list and revoke invite codes",
         long: "A code is shown once, when it is made. It can be used once and for 7 days if nothing else is said; --expires never is for ever.",
         operator: true,
@@ -203,6 +228,7 @@ pub(super) fn all(operator: bool) -> String {
     for verb in visible(operator) {
         let usage = match verb.name {
             "invite" => "invite new | list | revoke ID",
+            "repo" => "repo list | visibility | rename | delete",
             "logs" => "logs [REPO/]INSTANCE [-f] [-n N] …",
             _ => verb.usage,
         };

@@ -223,29 +223,14 @@ pub(super) fn new_invite(answer: &str, uses: u32, expires: u64) -> String {
     format!("{}\n\nIt can be used {times}, {until}:  ssh HOST plant silo:REPO {0}\n", plain(code),)
 }
 
-/// The invites that can still be used.
-pub(super) fn invites(document: &str, now: u64) -> Result<String, Refusal> {
-    let document: Value = serde_json::from_str(document).map_err(unreadable)?;
-    let invites = document["invites"].as_array().ok_or_else(|| unreadable("no invites"))?;
-    if invites.is_empty() {
-        return Ok("There are no invites that can be used. `seed invite new` makes one.\n".into());
-    }
-    let mut rows: Vec<Vec<Cell>> =
-        vec![["ID", "USES LEFT", "EXPIRES IN", "NOTE"].iter().map(|title| ((*title).to_owned(), None)).collect()];
-    for invite in invites {
-        let expires = match invite["expires"].as_u64() {
-            None | Some(0) => "never".to_owned(),
-            Some(at) => span(at.saturating_sub(now)),
-        };
-        let text = |key: &str| plain(invite[key].as_str().unwrap_or_default());
-        rows.push(vec![
-            (text("id"), None),
-            (invite["usesLeft"].as_u64().unwrap_or_default().to_string(), None),
-            (expires, None),
-            (text("note"), None),
-        ]);
-    }
-    Ok(table(&rows, "", Look::default()))
+/// The row of titles of a table.
+pub(super) fn titles(titles: &[&str]) -> Vec<Cell> {
+    titles.iter().map(|title| ((*title).to_owned(), Some(BOLD))).collect()
+}
+
+/// A row of texts, which may be a tenant's.
+pub(super) fn cells(texts: &[&str]) -> Vec<Cell> {
+    texts.iter().map(|text| (plain(text), None)).collect()
 }
 
 #[cfg(test)]
@@ -331,15 +316,13 @@ mod tests {
     }
 
     #[test]
-    fn invites_and_plans_are_read() {
+    fn new_invites_and_plans_are_read() {
         assert!(new_invite("seed-abc", 1, 604_800).starts_with("seed-abc\n"));
         assert!(
             new_invite(r#"{"version":1,"code":"seed-abc"}"#, 2, 0)
                 .contains("2 times, for ever:  ssh HOST plant silo:REPO seed-abc")
         );
-        let listed = invites(r#"{"version":1,"invites":[{"id":"abc","usesLeft":1,"expires":7200,"note":"ann"}]}"#, 0).unwrap();
-        assert_eq!(listed, "ID   USES LEFT  EXPIRES IN  NOTE\nabc  1          2 h         ann\n");
         assert_eq!(plan(r#"{"version":1,"steps":["a","b"]}"#).unwrap(), "a\nb\n");
-        assert!(plan("{}").is_err() && invites("x", 0).is_err());
+        assert!(plan("{}").is_err());
     }
 }

@@ -26,7 +26,10 @@ fn batch(task: u16, n: u64) -> Batch {
     let invite = |part: &str| {
         let id = format!("{task}-{part}-{}", n % 7);
         let note = "x".repeat((n as usize * 37) % 900);
-        Change::Invite(id.clone(), Some(Invite { id, hash: String::new(), uses_left: task.into(), expires: n, note }))
+        Change::Invite(
+            id.clone(),
+            Some(Invite { id, hash: String::new(), uses_left: task.into(), expires: n, note, ..Invite::default() }),
+        )
     };
     vec![invite("a"), Change::Lease(instance(task, n), Some(Lease((n % 1_000) as u16))), invite("b")]
 }

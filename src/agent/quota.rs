@@ -1,0 +1,165 @@
+//! How much each namespace has and may have.
+
+use std::{collections::BTreeMap, os::unix::fs::MetadataExt, path::Path};
+
+use super::{
+    Agent, chain,
+    request::{Answer, Reply, json, principal},
+    resolve,
+};
+use crate::{
+    build::Builder,
+    bus::{
+        Refusal,
+        access::{QuotaReport, QuotaUse},
+    },
+    host::Host,
+    spec::{
+        access::{Principal, Verb},
+        name::{FlakeUri, InstanceName, Namespace, RepoName},
+        quantity::Bytes,
+        quota::{Quota, Share},
+    },
+    state::{Change, State},
+};
+
+/// How many entries of a repository are counted before it is simply too large.
+const MAX_ENTRIES: u32 = 2_000_000;
+
+impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
+    /// What a namespace may have: its own quota, or what the configuration gives to all.
+    pub(super) fn quota_of(&self, namespace: &Namespace) -> &Quota {
+        self.memory.quotas.get(namespace).unwrap_or(&self.shared.settings.quota)
+    }
+
+    /// What each instance that is wanted takes.
+    fn shares(&self, namespace: &Namespace) -> BTreeMap<InstanceName, Share> {
+        let log_max = self.shared.settings.layout.log_max;
+        let instances = self.memory.wants.get(namespace).map(|deployment| &deployment.instances);
+        let share = |(name, instance): (&InstanceName, &crate::spec::instance::Instance)| {
+            (name.clone(), Share::of(&instance.size, &instance.volumes, log_max))
+        };
+        instances.map(|instances| instances.iter().map(share).collect()).unwrap_or_default()
+    }
+
+    pub(super) fn quota(&self, who: &str, filter: &str, answer: Answer) {
+        let seen = principal(who).and_then(|who| {
+            let plants = resolve::plants(&self.memory, &who, filter)?;
+            let whole = plants.into_iter().filter(|plant| resolve::may(&self.memory, &who, Verb::See, plant));
+            Ok(whole.map(|plant| (resolve::repository(plant), plant.namespace.clone())).collect::<Vec<_>>())
+        });
+        let seen = match seen {
+            Ok(seen) => seen,
+            // Who has stopped waiting does not care.
+            Err(refusal) => return drop(answer.send(Err(refusal))),
+        };
+        let rows: Vec<_> = seen
+            .into_iter()
+            .map(|(repository, namespace)| {
+                let share = self.shares(&namespace).into_values().fold(Share::default(), Share::and);
+                let builds = u32::from(self.deploying.contains_key(&namespace)) + self.plans(&namespace);
+                let own = self.memory.quotas.contains_key(&namespace);
+                (repository, self.quota_of(&namespace).clone(), own, share, builds, namespace)
+            })
+            .collect();
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let mut namespaces = Vec::new();
+            for (repository, quota, own, mut share, builds, namespace) in rows {
+                let kept = match shared.host.retired_bytes(&namespace).await {
+                    Ok(kept) => kept,
+                    Err(error) => {
+                        let refusal = Refusal::Failed(format!("could not look at the machine: {}", chain(&error)));
+                        // Who has stopped waiting does not care.
+                        return drop(answer.send(Err(refusal)));
+                    }
+                };
+                share.volumes = share.volumes.saturating_add(kept);
+                let path = shared.settings.repositories.join(format!("{repository}.git"));
+                let bytes = tokio::task::spawn_blocking(move || bytes_of(&path)).await.unwrap_or_default();
+                let used = QuotaUse { share, repository: bytes, builds };
+                namespaces.push(QuotaReport { namespace: namespace.to_string(), repository, own, quota, used });
+            }
+            // Who has stopped waiting does not care.
+            drop(answer.send(Ok(json(&serde_json::json!({ "version": 1, "namespaces": namespaces })))));
+        });
+    }
+
+    /// `changes` is `memory=8Gi vcpus=4`, or `default`. What runs goes on, even if it is more.
+    pub(super) async fn set_quota(&mut self, name: &str, changes: &str) -> Result<Reply, Refusal> {
+        let plants = resolve::plants(&self.memory, &Principal::Operator, name)?;
+        let [plant] = plants[..] else {
+            return Err(Refusal::Invalid("a quota is of one namespace: name it, or its repository".to_owned()));
+        };
+        let namespace = plant.namespace.clone();
+        if changes == "default" {
+            self.commit(vec![Change::Quota(namespace, None)]).await?;
+            return Ok(Reply::Nothing);
+        }
+        let mut quota = self.quota_of(&namespace).clone();
+        for change in changes.split(' ').filter(|change| !change.is_empty()) {
+            let (key, value) = change
+                .split_once('=')
+                .ok_or_else(|| Refusal::Invalid(format!("{change:?} changes no quota: write memory=8Gi, or default")))?;
+            quota.set(key, value).map_err(Refusal::Invalid)?;
+        }
+        self.commit(vec![Change::Quota(namespace, Some(quota))]).await?;
+        Ok(Reply::Nothing)
+    }
+
+    /// How many bytes may still be pushed to a repository; refused if there are none.
+    pub(super) fn room_in(&self, name: &RepoName) -> impl Future<Output = Result<u64, Refusal>> + Send + use<H, S, B> {
+        let name = name.clone();
+        let most = self.quota_of(&FlakeUri::Silo(name.clone()).namespace()).repository;
+        let path = self.shared.settings.repositories.join(format!("{name}.git"));
+        async move {
+            let used = tokio::task::spawn_blocking(move || bytes_of(&path)).await.unwrap_or(u64::MAX);
+            if used < most.0 {
+                return Ok(most.0 - used);
+            }
+            Err(Refusal::Denied(format!(
+                "{name} takes {} on the disk of this host, and may take {most}: ask the operator for more, or begin it anew without its \
+             large files (repo delete {name} {name}, then push)",
+                Bytes(used)
+            )))
+        }
+    }
+}
+
+/// Bytes on the disk, of all that is below a directory. Links are not followed; what vanishes meanwhile does not count.
+fn bytes_of(path: &Path) -> u64 {
+    let (mut sum, mut entries) = (0u64, 0u32);
+    let mut left = vec![path.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            entries += 1;
+            if entries > MAX_ENTRIES {
+                return u64::MAX;
+            }
+            let Ok(metadata) = entry.metadata() else { continue };
+            sum = sum.saturating_add(metadata.blocks().saturating_mul(512));
+            if metadata.is_dir() {
+                left.push(entry.path());
+            }
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_measured_without_following_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("a/b");
+        std::fs::create_dir_all(&inner).unwrap();
+        std::fs::write(inner.join("x"), vec![1; 100_000]).unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("root")).unwrap();
+        std::os::unix::fs::symlink("..", inner.join("round")).unwrap();
+        let bytes = bytes_of(dir.path());
+        assert!((100_000..200_000).contains(&bytes), "{bytes}");
+        assert_eq!(bytes_of(&dir.path().join("nothing")), 0);
+    }
+}

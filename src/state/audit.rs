@@ -1,0 +1,369 @@
+//! The audit log: who did what, when, from where, and what came of it. One JSON line an act, in files that are only appended to, each line
+//! synced before whoever acted is answered.
+//!
+//! Each line holds the hash of the line before it and its own: a line that is changed, taken out or put in breaks the chain from there
+//! on. What is cut off at the end breaks nothing; so the hash of each line goes to the system's journal as well, and the newest found
+//! there must be in the files.
+//!
+//! Files are `<number of their first act, 20 digits>.jsonl`; nothing here ever removes one. A crash leaves at most half a line at the
+//! end, of an act that nobody was told of: it is cut off at the next start.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+/// A file longer than this is followed by another.
+const FILE_BYTES: u64 = 64 << 20;
+/// How many acts share one sync at most.
+const GROUP: usize = 256;
+/// What the first line follows.
+const BEGINNING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// What was done, before it has its place in the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Act {
+    /// Seconds since 1970.
+    pub at: u64,
+    /// `SHA256:…`, or `operator`.
+    pub who: String,
+    /// The address it was asked from; empty on the host itself.
+    pub source: String,
+    pub verb: String,
+    pub arguments: Vec<String>,
+    /// The repository that it is about, as it was called then; empty if about none.
+    pub repository: String,
+    /// `ok`, `ok: job …`, or `denied: …`.
+    pub result: String,
+}
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    pub number: u64,
+    #[serde(flatten)]
+    pub act: Act,
+    /// The hash of the entry before.
+    pub before: String,
+    /// SHA-256 of all of the above, as JSON.
+    pub hash: String,
+}
+
+/// Why there is no log, or why it cannot be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    #[error("could not {deed} the audit log {path}")]
+    File { deed: &'static str, path: PathBuf, source: io::Error },
+    #[error("the audit log {path} was changed: its line {line} {what}")]
+    Broken { path: PathBuf, line: usize, what: &'static str },
+    #[error("the audit log takes no more entries since a write failed: restart the agent once the disk is well")]
+    Stopped,
+}
+
+type Told = oneshot::Sender<Result<(), AuditError>>;
+
+/// The log, open for writing. Dropping it finishes what was asked.
+#[derive(Debug)]
+pub struct Audit {
+    directory: PathBuf,
+    sender: mpsc::Sender<(Act, Told)>,
+}
+
+struct Writer {
+    directory: PathBuf,
+    file: File,
+    length: u64,
+    next: u64,
+    before: String,
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+impl Entry {
+    fn new(number: u64, before: &str, act: Act) -> Self {
+        let mut entry = Self { number, act, before: before.to_owned(), hash: String::new() };
+        entry.hash = entry.digest();
+        entry
+    }
+
+    fn digest(&self) -> String {
+        let bare = Self { hash: String::new(), ..self.clone() };
+        data_encoding::HEXLOWER.encode(&Sha256::digest(serde_json::to_vec(&bare).expect("plain data is JSON")))
+    }
+}
+
+/// The files of the log, in their order, each with the number of its first entry.
+fn files(directory: &Path) -> Result<Vec<(u64, PathBuf)>, AuditError> {
+    let read = |source| AuditError::File { deed: "list", path: directory.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(read)? {
+        let path = entry.map_err(read)?.path();
+        let stem = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jsonl")?.parse().ok());
+        found.extend(stem.map(|first| (first, path)));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Reads one file from its beginning, checks its chain and calls `each` with every entry. Returns the number and hash that the next entry
+/// has to follow, and how many bytes are whole lines.
+fn walk(
+    path: &Path,
+    mut chain: Option<(u64, String)>,
+    mut each: impl FnMut(Entry),
+) -> Result<(Option<(u64, String)>, u64), AuditError> {
+    let fail = |source| AuditError::File { deed: "read", path: path.to_owned(), source };
+    let mut lines = BufReader::new(File::open(path).map_err(fail)?);
+    let (mut text, mut whole, mut line) = (Vec::new(), 0, 0);
+    loop {
+        text.clear();
+        let length = lines.read_until(b'\n', &mut text).map_err(fail)?;
+        if length == 0 || text.last() != Some(&b'\n') {
+            return Ok((chain, whole));
+        }
+        line += 1;
+        let broken = |what| AuditError::Broken { path: path.to_owned(), line, what };
+        let entry: Entry = serde_json::from_slice(&text).map_err(|_| broken("is no entry"))?;
+        if entry.digest() != entry.hash {
+            return Err(broken("is not what was written"));
+        }
+        if chain.as_ref().is_some_and(|(number, before)| entry.number != *number || entry.before != *before) {
+            return Err(broken("does not follow the one before it"));
+        }
+        chain = Some((entry.number + 1, entry.hash.clone()));
+        whole += length as u64;
+        each(entry);
+    }
+}
+
+/// Checks the whole chain. Returns how many entries it has and the hash of the last.
+pub fn verify(directory: &Path) -> Result<(u64, String), AuditError> {
+    let mut chain = (1, BEGINNING.to_owned());
+    for (_, path) in files(directory)? {
+        chain = walk(&path, Some(chain), |_| {})?.0.unwrap_or_else(|| (1, BEGINNING.to_owned()));
+    }
+    Ok((chain.0 - 1, chain.1))
+}
+
+/// The last `most` entries since `since` that `wanted` picks, oldest first.
+pub fn read(directory: &Path, since: u64, most: usize, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Entry>, AuditError> {
+    let mut found = std::collections::VecDeque::new();
+    for (_, path) in files(directory)?.into_iter().rev() {
+        let (mut here, mut oldest) = (std::collections::VecDeque::new(), u64::MAX);
+        walk(&path, None, |entry| {
+            oldest = oldest.min(entry.act.at);
+            if entry.act.at >= since && wanted(&entry) {
+                here.push_back(entry);
+                if here.len() > most {
+                    here.pop_front();
+                }
+            }
+        })?;
+        here.extend(found);
+        found = here;
+        if found.len() >= most || oldest < since {
+            break;
+        }
+    }
+    Ok(found.into_iter().rev().take(most).rev().collect())
+}
+
+impl Audit {
+    /// Opens the log in `directory`, which is made if it is not there.
+    pub fn open(directory: &Path) -> Result<Self, AuditError> {
+        let writer = Writer::open(directory)?;
+        let (sender, inbox) = mpsc::channel();
+        let run = move || writer.run(&inbox);
+        let spawned = thread::Builder::new().name("audit".into()).spawn(run);
+        spawned.map_err(|source| AuditError::File { deed: "start writing", path: directory.to_owned(), source })?;
+        Ok(Self { directory: directory.to_owned(), sender })
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes an act down; returns when it is on the disk.
+    pub async fn write(&self, act: Act) -> Result<(), AuditError> {
+        let (told, written) = oneshot::channel();
+        self.sender.send((act, told)).map_err(|_| AuditError::Stopped)?;
+        written.await.map_err(|_| AuditError::Stopped)?
+    }
+}
+
+impl Writer {
+    fn open(directory: &Path) -> Result<Self, AuditError> {
+        let fail = |deed, path: &Path| {
+            let path = path.to_owned();
+            move |source| AuditError::File { deed, path, source }
+        };
+        fs::create_dir_all(directory).map_err(fail("make", directory))?;
+        let (mut chain, mut last) = ((1, BEGINNING.to_owned()), None);
+        // The newest file may have no entry yet. What came before is checked by `verify`.
+        for (_, path) in files(directory)?.into_iter().rev() {
+            let (end, whole) = walk(&path, None, |_| {})?;
+            last = last.or(Some((path, whole)));
+            if let Some(end) = end {
+                chain = end;
+                break;
+            }
+        }
+        let (path, whole) = last.unwrap_or_else(|| (directory.join(format!("{:020}.jsonl", chain.0)), 0));
+        let mut file = OpenOptions::new().create(true).append(true).read(true).open(&path).map_err(fail("open", &path))?;
+        let length = file.seek(SeekFrom::End(0)).map_err(fail("read", &path))?;
+        if length > whole {
+            tracing::warn!(path = %path.display(), "the audit log ended in half a line, of an act that nobody was told of: cut off");
+            file.set_len(whole).map_err(fail("mend", &path))?;
+        }
+        file.sync_all().map_err(fail("sync", &path))?;
+        sync_directory(directory).map_err(fail("sync", directory))?;
+        tracing::info!(entries = chain.0 - 1, hash = chain.1, "audit log");
+        Ok(Self { directory: directory.to_owned(), file, length: whole, next: chain.0, before: chain.1 })
+    }
+
+    /// Writes what comes until nobody can send any more. All that wait at the same time share one sync.
+    fn run(mut self, inbox: &mpsc::Receiver<(Act, Told)>) {
+        while let Ok(first) = inbox.recv() {
+            let mut group = vec![first];
+            group.extend(inbox.try_iter().take(GROUP - 1));
+            let (acts, told): (Vec<Act>, Vec<Told>) = group.into_iter().unzip();
+            let written = self.append(acts);
+            let failed = written.is_err();
+            if let Err(source) = &written {
+                tracing::error!(error = %source, "could not write the audit log");
+            }
+            for told in told {
+                let path = self.directory.clone();
+                let result = match &written {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(AuditError::File { deed: "write", path, source: error.kind().into() }),
+                };
+                // Who has stopped waiting does not care.
+                drop(told.send(result));
+            }
+            if failed {
+                // What is on the disk is not known any more: nothing may follow it.
+                return;
+            }
+        }
+    }
+
+    fn append(&mut self, acts: Vec<Act>) -> io::Result<()> {
+        if self.length > FILE_BYTES {
+            let path = self.directory.join(format!("{:020}.jsonl", self.next));
+            self.file = OpenOptions::new().create_new(true).append(true).open(path)?;
+            sync_directory(&self.directory)?;
+            self.length = 0;
+        }
+        let mut text = Vec::new();
+        for act in acts {
+            let entry = Entry::new(self.next, &self.before, act);
+            serde_json::to_writer(&mut text, &entry)?;
+            text.push(b'\n');
+            self.next += 1;
+            self.before.clone_from(&entry.hash);
+            let Entry { number, hash, act: Act { verb, who, .. }, .. } = entry;
+            // The checkpoint: what is cut off the files can be told from here.
+            tracing::info!(number, verb, who, hash, "audit");
+        }
+        self.file.write_all(&text)?;
+        self.file.sync_data()?;
+        self.length += text.len() as u64;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn act(at: u64, verb: &str) -> Act {
+        Act {
+            at,
+            who: "operator".into(),
+            verb: verb.into(),
+            arguments: vec!["a \"b\"\n".into()],
+            result: "ok".into(),
+            ..Act::default()
+        }
+    }
+
+    async fn written(directory: &Path, verbs: &[&str]) {
+        let audit = Audit::open(directory).unwrap();
+        for (at, verb) in (1..).zip(verbs) {
+            audit.write(act(at, verb)).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_read_again_over_restarts() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), &["a", "b"]).await;
+        written(dir.path(), &["c", "d", "e"]).await;
+        let verbs = |since, most| -> Vec<String> {
+            read(dir.path(), since, most, |entry| entry.act.verb != "d").unwrap().into_iter().map(|entry| entry.act.verb).collect()
+        };
+        assert_eq!(verbs(0, 100), ["a", "b", "c", "e"]);
+        assert_eq!(verbs(2, 100), ["b", "e"]);
+        assert_eq!(verbs(0, 2), ["c", "e"]);
+        assert_eq!(verify(dir.path()).unwrap().0, 5);
+    }
+
+    #[tokio::test]
+    async fn many_at_once_are_all_there_and_in_a_chain() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::open(dir.path()).unwrap();
+        let all = (0..300).map(|at| audit.write(act(at, "x")));
+        assert!(futures_util::future::join_all(all).await.iter().all(Result::is_ok));
+        assert_eq!(verify(dir.path()).unwrap().0, 300);
+    }
+
+    #[tokio::test]
+    async fn whatever_is_changed_shows() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), &["a", "b", "c"]).await;
+        let path = files(dir.path()).unwrap().remove(0).1;
+        let good = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = good.lines().collect();
+        let forged = Entry::new(2, "00", act(9, "forged"));
+        let table = [
+            good.replace("\"b\"", "\"B\""),
+            format!("{}\n{}\n", lines[0], lines[2]),
+            format!("{}\n{}\n{}\n", lines[1], lines[0], lines[2]),
+            format!("{}\n{}\n", lines[1], lines[2]),
+            format!("{}\n{}\n{}\n", lines[0], serde_json::to_string(&forged).unwrap(), lines[2]),
+            format!("{}\nnonsense\n", lines[0]),
+        ];
+        for text in table {
+            fs::write(&path, &text).unwrap();
+            assert!(matches!(verify(dir.path()), Err(AuditError::Broken { .. })), "{text}");
+        }
+        fs::write(&path, &good).unwrap();
+        assert_eq!(verify(dir.path()).unwrap().0, 3);
+    }
+
+    #[tokio::test]
+    async fn half_a_line_is_cut_off_and_the_chain_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), &["a", "b"]).await;
+        let path = files(dir.path()).unwrap().remove(0).1;
+        let whole = fs::read(&path).unwrap();
+        for cut in 1..40 {
+            fs::write(&path, &whole[..whole.len() - cut]).unwrap();
+            written(dir.path(), &["c"]).await;
+            assert_eq!(verify(dir.path()).unwrap().0, 2, "{cut}");
+        }
+    }
+}
