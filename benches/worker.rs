@@ -148,7 +148,9 @@ fn layout() -> Layout {
     let config = Config::load(Path::new(config::DEFAULT_PATH)).expect("a configuration");
     let found = config::tools::find(&config.paths, &std::env::var("PATH").unwrap_or_default());
     let (vmm, _) = config::tools::choose(&config.hypervisor, &found, Err("it is not asked".into())).expect("a hypervisor");
-    config.layout(vmm, found.tools)
+    // The agent has made it when it was started first; what it renders names it.
+    let authority = seed::agent::authority::Authority::load_or_make(&config.guest_ca()).expect("an authority");
+    Layout { guest_ca: authority.public(), ..config.layout(vmm, found.tools) }
 }
 
 /// Asks the agent for its plan, which is a whole pass; prints the median time in microseconds. There must be nothing to do.

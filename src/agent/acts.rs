@@ -9,7 +9,7 @@ use super::{
     history::History,
     now,
     patience::Patience,
-    remote::Question as Elsewhere,
+    remote,
     request::{Answer, Reply, Request, principal, text},
     resolve,
 };
@@ -109,7 +109,12 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             let name = uri.strip_prefix("silo:").unwrap_or(uri);
             act(who, "plant", name.strip_suffix(".git").unwrap_or(name), &[uri])
         }
-        Request::Deploy { who, repository } => act(who, "deploy", &called(memory, who, repository), &[repository]),
+        Request::Deploy { who, repository } => {
+            // What is of this host comes first there.
+            let here = repository.parse().is_ok_and(|name| memory.repos.contains_key(&name));
+            let name = if here { repository.clone() } else { called(memory, who, repository) };
+            act(who, "deploy", &name, &[repository])
+        }
         Request::Restart { who, instance } => act(who, "restart", &repository_of(memory, who, instance), &[instance]),
         Request::Enter(ask) => {
             act(&ask.who, &ask.act, &repository_of(memory, &ask.who, &ask.instance), &[&ask.instance, &ask.what])
@@ -132,6 +137,20 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             }
             Question::Repositories { .. } | Question::Quota { .. } | Question::Audit { .. } | Question::VerifyAudit => None,
         },
+        Request::Remote(question) => match question {
+            remote::Question::Plant { who, uri, .. } => act(who, "plant", uri, &[uri]),
+            remote::Question::SetToken { who, repository, .. } => {
+                act(who, "remote token", &called(memory, who, repository), &[repository])
+            }
+            remote::Question::ForgetToken { who, repository } => {
+                act(who, "remote forget", &called(memory, who, repository), &[repository])
+            }
+            remote::Question::NewSecret { who, repository } => {
+                act(who, "remote secret", &called(memory, who, repository), &[repository])
+            }
+            // A delivery has no key; the deploy that follows from it is in the history.
+            remote::Question::Show { .. } | remote::Question::Hook { .. } => None,
+        },
         Request::History(question) => match question {
             History::Deploys { .. } => None,
             History::Rollback { who, instance, generation } => {
@@ -144,18 +163,6 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             History::Destroy { who, instance, .. } => act(who, "destroy", &repository_of(memory, who, instance), &[instance]),
             History::Unplant { who, repository } => act(who, "unplant", &called(memory, who, repository), &[repository]),
         },
-        Request::Remote(question) => {
-            let remote =
-                |who: &str, deed: &str, name: &str| act(who, &format!("remote {deed}"), &called(memory, who, name), &[name]);
-            match question {
-                Elsewhere::Plant { who, uri, private, .. } if *private => act(who, "plant", uri, &[uri, "--private"]),
-                Elsewhere::Plant { who, uri, .. } => act(who, "plant", uri, &[uri]),
-                Elsewhere::SetToken { who, repository, .. } => remote(who, "token", repository),
-                Elsewhere::ForgetToken { who, repository } => remote(who, "forget", repository),
-                Elsewhere::NewSecret { who, repository } => remote(who, "secret", repository),
-                Elsewhere::Show { .. } | Elsewhere::Hook { .. } => None,
-            }
-        }
         Request::OpenRepository { .. }
         | Request::Push { .. }
         | Request::Status { .. }
@@ -167,11 +174,10 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
     }
 }
 
-/// What `who` calls `name`: a repository of this host by that name, or one that is elsewhere by its URI.
+/// The plant that `who` calls `name`, as it is recorded; or else that name.
 fn called(memory: &Memory, who: &str, name: &str) -> String {
-    let here = name.parse().is_ok_and(|name| memory.repos.contains_key(&name));
     let plants = principal(who).and_then(|who| resolve::plants(memory, &who, name)).unwrap_or_default();
-    plants.first().filter(|_| !here).map_or_else(|| name.to_owned(), |plant| resolve::recorded(plant))
+    plants.first().map_or_else(|| name.to_owned(), |plant| resolve::recorded(plant))
 }
 
 /// The repository of an instance, so that its owner finds what others did to it.

@@ -110,10 +110,10 @@ pub enum Event {
     Proven(Namespace),
     /// A deploy has ended, well or not.
     DeployEnded(Namespace, Option<Ask>, Box<Record>),
-    /// A repository from elsewhere was fetched, or should be.
-    Remote(remote::Notice),
     /// A plan was said.
     PlanEnded,
+    /// A repository from elsewhere was fetched, or should be.
+    Remote(remote::Notice),
     /// Something changed on the machine.
     Changed,
     /// Time to look anyway.
@@ -287,6 +287,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     fn desired(&self) -> Desired {
         let mut desired = Desired::default();
         for (namespace, deployment) in &self.memory.wants {
+            if !deployment.instances.is_empty() {
+                desired.quotas.insert(namespace.clone(), self.quota_of(namespace).clone());
+            }
             for (name, instance) in &deployment.instances {
                 let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
                 // Leases are written in the same batch as the deployment.

@@ -94,6 +94,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let namespace = plant.namespace.clone();
         if changes == "default" {
             self.commit(vec![Change::Quota(namespace, None)]).await?;
+            self.look();
             return Ok(Reply::Nothing);
         }
         let mut quota = self.quota_of(&namespace).clone();
@@ -104,6 +105,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             quota.set(key, value).map_err(Refusal::Invalid)?;
         }
         self.commit(vec![Change::Quota(namespace, Some(quota))]).await?;
+        // Its slice is to follow.
+        self.look();
         Ok(Reply::Nothing)
     }
 

@@ -12,7 +12,7 @@ use super::{
     job::Job,
     now,
     repository::new_keys,
-    request::{Answer, Reply, invalid, json, principal, source, text},
+    request::{Answer, Reply, invalid, json, principal, text},
     resolve,
 };
 use crate::{
@@ -27,7 +27,8 @@ use crate::{
     host::Host,
     spec::{
         access::{Principal, Repository, Verb},
-        name::{FlakeUri, KeyId, Namespace, RefName, Remote},
+        caller::Caller,
+        name::{FlakeUri, Namespace, RefName, Remote},
     },
     state::{Ask, Change, Plant, Secret, State, Upstream},
 };
@@ -77,9 +78,7 @@ pub struct Fetched {
 
 /// Who plants what, with which invite code.
 pub struct Planting {
-    /// As the door said it.
-    caller: String,
-    who: KeyId,
+    who: Caller,
     uri: FlakeUri,
     remote: Remote,
     code: String,
@@ -184,12 +183,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     /// Checks all that can be checked before anything is fetched.
     fn planting(&mut self, who: &str, uri: &str, code: String) -> Result<Planting, Refusal> {
-        let caller = who.to_owned();
-        let Principal::Key(who) = principal(who)? else {
+        if who.is_empty() {
             return Err(Refusal::Invalid(
                 "what is elsewhere belongs to the key that plants it, and the operator has none: plant it over SSH".to_owned(),
             ));
-        };
+        }
+        let who: Caller = who.parse().map_err(invalid)?;
         let uri: FlakeUri = uri.parse().map_err(invalid)?;
         let FlakeUri::Remote(remote) = &uri else {
             return Err(Refusal::Invalid(format!("{uri} is a repository of this host")));
@@ -203,22 +202,23 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             };
             return Err(Refusal::Invalid(format!("{uri} {why} (namespace {})", uri.namespace())));
         }
-        // It is used when it is planted; until then it only has to be good.
-        self.use_invite(&Principal::Key(who.clone()), source(&caller), &code, &uri)?;
-        Ok(Planting { caller, who, uri, remote, code })
+        // Only looked at: it is used when the first fetch has shown that there is something to plant.
+        self.use_invite(&Principal::Key(who.key().clone()), who.source(), &code, &uri)?;
+        Ok(Planting { who, uri, remote, code })
     }
 
     /// Plants what was fetched, or what needs a token before it can be.
     async fn planted_remote(&mut self, planting: Planting, fetched: Option<Fetched>) -> Result<Reply, Refusal> {
         // Others were heard while it was fetched.
-        let Planting { caller, who, uri, code, .. } = self.planting(&planting.caller, &planting.uri.to_string(), planting.code)?;
+        let Planting { who, uri, code, .. } = self.planting(planting.who.as_str(), &planting.uri.to_string(), planting.code)?;
         let namespace = uri.namespace();
-        let invite = self.use_invite(&Principal::Key(who.clone()), source(&caller), &code, &uri)?;
+        let (by, source) = (who.key().clone(), who.source());
+        let invite = self.use_invite(&Principal::Key(by.clone()), source, &code, &uri)?;
         let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
         let name = namespace.as_str().parse().map_err(invalid)?;
-        let repository = Repository::new(name, who.clone(), now());
+        let repository = Repository::new(name, by.clone(), now());
         let upstream = Upstream { repository, secret: secret.clone(), branch: None, seen: None };
-        let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash: uri.hash(), by: who, at: now() };
+        let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash: uri.hash(), by, at: now() };
         // A token of an earlier life of this plant was given for another's sake.
         self.shared.settings.remotes.tokens.forget(&namespace)?;
         self.commit(vec![

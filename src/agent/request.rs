@@ -34,8 +34,8 @@ pub enum Request {
     ListInvites,
     RevokeInvite { id: String },
     Zone,
-    Remote(remote::Question),
     Access(Question),
+    Remote(remote::Question),
     History(History),
 }
 

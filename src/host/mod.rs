@@ -15,6 +15,7 @@ pub mod volume;
 mod vsock;
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     io,
     os::fd::OwnedFd,
@@ -28,7 +29,7 @@ use tokio::sync::mpsc;
 use crate::{
     bus::LogLine,
     plan::{Observed, Step, UnitState},
-    render::{Layout, vm_unit},
+    render::{Layout, Limits, vm_unit},
     spec::name::{InstanceId, Namespace},
 };
 use systemd::Systemd;
@@ -78,6 +79,9 @@ pub struct JournalQuery {
     /// Only of this unit of the guest; empty for all, and the console.
     pub unit: String,
 }
+
+/// How many units systemd is asked about at the same time; each is a few questions.
+const AT_ONCE: usize = 16;
 
 /// How one guest is doing, in systemd's words.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -161,6 +165,11 @@ impl Machine {
         self.layout.run.join("firewall.nft")
     }
 
+    /// The limits that slices were given since the machine started.
+    fn slices(&self) -> PathBuf {
+        self.layout.run.join("slices.json")
+    }
+
     /// Runs what blocks on disks and programs beside the event loop.
     async fn beside<T: Send + 'static>(
         &self,
@@ -170,7 +179,7 @@ impl Machine {
     }
 
     async fn look(&self) -> Result<Observed, HostError> {
-        let (eyes, layout, firewall) = (self.eyes.clone(), self.layout.clone(), self.firewall());
+        let (eyes, layout, firewall, slices) = (self.eyes.clone(), self.layout.clone(), self.firewall(), self.slices());
         let looked = self.beside(move || {
             // A look that panicked has left no more than a missing entry.
             let mut eyes = eyes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,6 +189,7 @@ impl Machine {
                 observed.instances.entry(id).or_default().tap = Some(tap);
             }
             observed.firewall = read_firewall(&firewall)?;
+            observed.slices = read_slices(&slices)?;
             Ok(observed)
         });
         let mut observed = looked.await?;
@@ -193,6 +203,19 @@ impl Machine {
             }
         }
         Ok(observed)
+    }
+
+    /// Tells systemd of the limits that have changed, then writes down which there are.
+    async fn limit(&self, slices: &BTreeMap<String, Limits>) -> Result<(), HostError> {
+        let before = read_slices(&self.slices())?;
+        for (name, limits) in slices.iter().filter(|(name, limits)| before.get(*name) != Some(limits)) {
+            self.systemd.limit(name, Some(*limits)).await?;
+        }
+        for name in before.keys().filter(|name| !slices.contains_key(*name)) {
+            self.systemd.limit(name, None).await?;
+        }
+        let text = serde_json::to_string(slices).expect("plain data is JSON");
+        files::write(&self.slices(), &text)
     }
 
     async fn start(&self, id: &InstanceId, unit: &str) -> Result<(), HostError> {
@@ -226,6 +249,14 @@ fn pattern(id: &InstanceId) -> String {
     format!("seed-*@{}.service", id.unit_instance())
 }
 
+/// The limits of slices, as they were written down; none if that cannot be read: they are given anew then.
+fn read_slices(path: &std::path::Path) -> Result<BTreeMap<String, Limits>, HostError> {
+    match std::fs::read(path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        read => Ok(serde_json::from_slice(&read.map_err(files::error("read", path))?).unwrap_or_default()),
+    }
+}
+
 /// The firewall that was applied last, if its table is still there.
 fn read_firewall(path: &std::path::Path) -> Result<Option<String>, HostError> {
     let text = match std::fs::read_to_string(path) {
@@ -247,6 +278,7 @@ impl Host for Machine {
                 network::apply_firewall(text).await?;
                 files::write(&self.firewall(), text)
             }
+            Step::LimitSlices(slices) => self.limit(slices).await,
             Step::Stop { id, units, kill } => {
                 files::clear_started(&self.layout, id)?;
                 if *kill {
@@ -288,7 +320,7 @@ impl Host for Machine {
 
     async fn inspect(&self, ids: &[InstanceId]) -> Result<Vec<Guest>, HostError> {
         let loaded = self.systemd.list(&["seed-vm@*.service"]).await?;
-        let guests = ids.iter().map(async |id| {
+        let ask = async |id: &InstanceId| {
             let name = vm_unit(id);
             match loaded.get(&name) {
                 Some(unit) => {
@@ -302,8 +334,13 @@ impl Host for Machine {
                     ..Guest::default()
                 }),
             }
-        });
-        futures_util::future::try_join_all(guests).await
+        };
+        let mut guests = Vec::with_capacity(ids.len());
+        // The bus refuses who waits for more than 128 answers at once.
+        for some in ids.chunks(AT_ONCE) {
+            guests.extend(futures_util::future::try_join_all(some.iter().map(&ask)).await?);
+        }
+        Ok(guests)
     }
 
     async fn usage(&self, subjects: Vec<Subject>) -> Result<Vec<Usage>, HostError> {

@@ -1,5 +1,4 @@
 //! A machine made of memory: every step is applied to a value, so that plans and the agent can be tested by the thousand.
-//!
 //! It is stricter than a real one: a step that a real machine would carry out on something it should not (writing the units of what
 //! runs, a tap that another instance has) is an error here. It has no clock: boots end at once, or at [`Sim::tick`].
 
@@ -19,7 +18,7 @@ use super::{
 use crate::{
     bus::LogLine,
     plan::{Observed, ObservedInstance, Step, Tap, UnitState},
-    render::vm_unit,
+    render::{Limits, vm_unit},
     spec::{
         name::{InstanceId, Namespace, VolumeName},
         quantity::Bytes,
@@ -47,7 +46,6 @@ pub enum Boot {
 pub struct SimVolume {
     pub bytes: u64,
     pub size: Bytes,
-    /// The user that may write it.
     pub uid: u32,
 }
 
@@ -62,13 +60,13 @@ pub struct Sim {
 struct Machine {
     instances: BTreeMap<InstanceId, SimInstance>,
     firewall: Option<String>,
+    slices: BTreeMap<String, Limits>,
     retired: Vec<(InstanceId, VolumeName, SimVolume)>,
     boot: Boot,
     boots: BTreeMap<InstanceId, Boot>,
     failed_units: BTreeMap<InstanceId, Vec<String>>,
     applied: Vec<Step>,
     observations: usize,
-    /// How many more steps are applied before one fails.
     fail_apply: Option<usize>,
     fail_observe: Option<usize>,
     /// The guests' ends of streams that were opened to them.
@@ -179,7 +177,7 @@ impl Sim {
     /// The machine restarts: what is below /run is gone, and nothing runs.
     pub fn reboot(&self) {
         let mut machine = self.lock();
-        machine.firewall = None;
+        (machine.firewall, machine.slices) = (None, BTreeMap::new());
         for instance in machine.instances.values_mut() {
             *instance = SimInstance { volumes: std::mem::take(&mut instance.volumes), ..SimInstance::default() };
         }
@@ -318,7 +316,7 @@ impl Host for Sim {
 impl Machine {
     fn observe(&self) -> Observed {
         let instances = self.instances.iter().filter_map(|(id, instance)| Some((id.clone(), instance.observe()?)));
-        Observed { instances: instances.collect(), firewall: self.firewall.clone() }
+        Observed { instances: instances.collect(), firewall: self.firewall.clone(), slices: self.slices.clone() }
     }
 
     fn boot_of(&mut self, id: &InstanceId) -> Boot {
@@ -340,8 +338,10 @@ impl Machine {
 
     fn change(&mut self, step: &Step) -> Result<(), &'static str> {
         let Some(id) = step.instance() else {
-            if let Step::ApplyFirewall(text) = step {
-                self.firewall = Some(text.clone());
+            match step {
+                Step::ApplyFirewall(text) => self.firewall = Some(text.clone()),
+                Step::LimitSlices(slices) => self.slices.clone_from(slices),
+                _ => {}
             }
             return Ok(());
         };
@@ -413,7 +413,7 @@ impl Machine {
                 instance.files.extend(files.iter().map(|file| (file.path.clone(), file.text.clone())));
                 instance.started = false;
             }
-            Step::ApplyFirewall(_) => {}
+            Step::ApplyFirewall(_) | Step::LimitSlices(_) => {}
         }
         Ok(())
     }

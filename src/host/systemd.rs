@@ -21,7 +21,7 @@ use tokio::{
 use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, message::Type};
 
 use super::{Guest, HostError};
-use crate::{plan::UnitState, spec::name::InstanceId};
+use crate::{plan::UnitState, render::Limits, spec::name::InstanceId};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
@@ -46,6 +46,7 @@ trait Manager {
     fn kill_unit(&self, name: &str, whom: &str, signal: i32) -> zbus::Result<()>;
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
     fn reload(&self) -> zbus::Result<()>;
+    fn set_unit_properties(&self, name: &str, runtime: bool, properties: &[(&str, zbus::Variant<'_>)]) -> zbus::Result<()>;
     fn list_units_by_patterns(&self, states: &[&str], patterns: &[&str]) -> zbus::Result<Vec<Listed>>;
 }
 
@@ -222,6 +223,14 @@ impl Systemd {
             }
         }
         Ok((!loaded.is_empty()).then_some(Outdated(outdated)))
+    }
+
+    /// Limits a slice at once, loaded or not, until the machine restarts; without `limits` it has none. This reloads nothing.
+    pub async fn limit(&self, slice: &str, limits: Option<Limits>) -> Result<(), HostError> {
+        let memory = limits.map_or(u64::MAX, |limits| limits.memory);
+        let cpu_usec = limits.map_or(u64::MAX, |limits| u64::from(limits.cpus) * 1_000_000);
+        let properties = [("MemoryMax", memory.into()), ("CPUQuotaPerSecUSec", cpu_usec.into())];
+        self.manager.set_unit_properties(slice, true, &properties).await.map_err(failed("limit", slice))
     }
 
     async fn reset_failed(&self, name: &str) -> Result<(), HostError> {

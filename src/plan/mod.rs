@@ -27,6 +27,10 @@ pub fn plan(target: &Target, observed: &Observed) -> Vec<Step> {
     if observed.firewall.as_ref() != Some(&target.firewall) {
         steps.push(Step::ApplyFirewall(target.firewall.clone()));
     }
+    // Before anything is started that they are to hold.
+    if observed.slices != target.slices {
+        steps.push(Step::LimitSlices(target.slices.clone()));
+    }
     for (id, there) in &observed.instances {
         if !target.instances.contains_key(id) {
             remove(&mut steps, id, there);

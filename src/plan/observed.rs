@@ -5,10 +5,13 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use crate::spec::{
-    address::Address,
-    name::{InstanceId, VolumeName},
-    quantity::Bytes,
+use crate::{
+    render::Limits,
+    spec::{
+        address::Address,
+        name::{InstanceId, VolumeName},
+        quantity::Bytes,
+    },
 };
 
 /// The state of an instance's vm unit, as systemd tells it.
@@ -64,4 +67,6 @@ pub struct Observed {
     pub instances: BTreeMap<InstanceId, ObservedInstance>,
     /// The firewall text that was applied last, if its table is still there.
     pub firewall: Option<String>,
+    /// The limits that slices were given since the machine started.
+    pub slices: BTreeMap<String, Limits>,
 }

@@ -1,9 +1,12 @@
 //! One change to the machine. It carries all it needs: carrying it out takes no decision.
 
-use std::fmt::{self, Display};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+};
 
 use crate::{
-    render::{File, Unit},
+    render::{File, Limits, Unit},
     spec::{
         address::Address,
         name::{InstanceId, VolumeName},
@@ -16,6 +19,8 @@ use crate::{
 pub enum Step {
     /// Replaces the whole nftables table in one transaction.
     ApplyFirewall(String),
+    /// Gives each slice its limits, at once and until the machine restarts; a slice that is not named has none any more.
+    LimitSlices(BTreeMap<String, Limits>),
     /// Powers the guest off, or kills it, and waits until all its units are gone (inactive, and failed ones reset). First forgets that it
     /// was started: whatever comes between this and the next start, the instance is still wanted. `kill` is for a guest that cannot
     /// power itself off, since a program that it cannot do without has died under it.
@@ -40,7 +45,7 @@ impl Step {
     /// The instance that the step belongs to; none for a step of the host.
     pub fn instance(&self) -> Option<&InstanceId> {
         match self {
-            Self::ApplyFirewall(_) => None,
+            Self::ApplyFirewall(_) | Self::LimitSlices(_) => None,
             Self::Stop { id, .. }
             | Self::RemoveInstance { id, .. }
             | Self::RetireVolume { id, .. }
@@ -57,6 +62,7 @@ impl Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ApplyFirewall(_) => write!(f, "apply the firewall"),
+            Self::LimitSlices(slices) => write!(f, "limit the memory and CPUs of {} namespaces", slices.len()),
             Self::Stop { id, kill: false, .. } => write!(f, "stop {id}"),
             Self::Stop { id, kill: true, .. } => write!(f, "kill {id}: a program that it needs has died"),
             Self::RemoveInstance { id, units, tap: Some(tap) } => write!(f, "remove {id}: {} units and the tap {tap}", units.len()),

@@ -11,11 +11,14 @@ pub mod zone;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::spec::{
     address::{Address, Addressing},
     desired::{Desired, Wanted},
-    name::{Domain, InstanceId, VolumeName},
+    name::{Domain, InstanceId, Namespace, VolumeName},
     quantity::Bytes,
+    quota::Quota,
 };
 
 /// Which program runs the virtual machines of this host.
@@ -117,8 +120,34 @@ pub struct InstanceTarget {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Target {
     pub instances: BTreeMap<InstanceId, InstanceTarget>,
+    /// What each namespace's slice may take, by the slice's name.
+    pub slices: BTreeMap<String, Limits>,
     /// The whole nftables table, as `nft -f` takes it in one transaction.
     pub firewall: String,
+}
+
+/// What the processes of one namespace may take together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes.
+    pub memory: u64,
+    pub cpus: u32,
+}
+
+impl Limits {
+    /// The guests' memory, and what the programs around them need; the guests' CPUs.
+    fn of(quota: &Quota) -> Self {
+        let around = u64::from(quota.instances).saturating_mul(AROUND_GUEST);
+        Self { memory: quota.memory.0.saturating_add(around), cpus: quota.vcpus }
+    }
+}
+
+/// What the hypervisor and its helpers take beside a guest's memory, at most: their units say how much each.
+const AROUND_GUEST: u64 = 1 << 30;
+
+/// The name of a namespace's slice.
+pub fn slice(namespace: &Namespace) -> String {
+    format!("seed-{}.slice", namespace.as_str().strip_prefix("s-").unwrap_or(namespace.as_str()))
 }
 
 /// The name of the unit that is an instance's virtual machine.
@@ -133,5 +162,6 @@ pub fn target(desired: &Desired, layout: &Layout) -> Target {
         (id.clone(), InstanceTarget { runs, ..units::instance(id, wanted, layout) })
     };
     let instances = desired.instances.iter().map(one).collect();
-    Target { instances, firewall: network::ruleset(desired, layout) }
+    let slices = desired.quotas.iter().map(|(namespace, quota)| (slice(namespace), Limits::of(quota))).collect();
+    Target { instances, slices, firewall: network::ruleset(desired, layout) }
 }

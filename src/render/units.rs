@@ -254,8 +254,7 @@ impl Set<'_> {
 
     /// Where it is accounted, and how much of the machine it may take.
     fn place(&self, file: &mut UnitFile, memory_mib: u64, tasks: u32) {
-        let namespace = self.id.namespace.as_str();
-        file.set("Slice", format_args!("seed-{}.slice", namespace.strip_prefix("s-").unwrap_or(namespace)));
+        file.set("Slice", super::slice(&self.id.namespace));
         file.set("MemoryMax", format_args!("{memory_mib}M")).set("TasksMax", tasks).set("LimitCORE", 0);
     }
 

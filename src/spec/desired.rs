@@ -8,7 +8,8 @@ use super::{
     address::Lease,
     instance::Instance,
     manifest::Problem,
-    name::{Commit, Generation, InstanceId, InstanceName, KeyId, RefName},
+    name::{Commit, Generation, InstanceId, InstanceName, KeyId, Namespace, RefName},
+    quota::Quota,
 };
 
 /// The instances of one namespace at one commit, as they were accepted.
@@ -40,6 +41,8 @@ pub struct Desired {
     pub instances: BTreeMap<InstanceId, Wanted>,
     /// Those of them that are to be off: made ready, and not started.
     pub stopped: BTreeSet<InstanceId>,
+    /// What the namespaces of instances may have.
+    pub quotas: BTreeMap<Namespace, Quota>,
 }
 
 /// What a deployment does to one instance.

@@ -8,9 +8,9 @@
 //! | `past/<namespace>/<at, 20 digits>` | [`Deployment`] | it was replaced; the last N are kept |
 //! | `ask/<namespace>` | [`Ask`] | a push was acknowledged and is not deployed yet; the newest wins |
 //! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
-//! | `upstream/<namespace>` | [`Upstream`] | a repository from elsewhere is planted, or a new commit of it was found |
 //! | `invite/<id>` | [`Invite`] | by the operator; when it is used or revoked; the oldest that can no longer be used are removed |
 //! | `quota/<namespace>` | [`Quota`] | the operator gives a namespace another quota than the configuration's |
+//! | `upstream/<namespace>` | [`Upstream`] | a repository from elsewhere is planted, or a new commit of it was found |
 //! | `stopped/<namespace>/<name>` | [`Stopped`] | somebody turned an instance off; removed when it is started, or gone |
 //! | `pin/<namespace>/<name>` | [`Pin`] | an instance is held, or was gone back with; removed with either, or with the instance |
 //! | `deploy/<namespace>/<began, 20 digits>` | [`Record`] | a deploy has ended; the last 50 are kept |
@@ -140,8 +140,8 @@ pub enum Change {
     Ask(Namespace, Option<Ask>),
     Lease(InstanceId, Option<Lease>),
     Invite(String, Option<Invite>),
-    Upstream(Namespace, Option<Upstream>),
     Quota(Namespace, Option<Quota>),
+    Upstream(Namespace, Option<Upstream>),
     Stopped(InstanceId, Option<Stopped>),
     Pin(InstanceId, Option<Pin>),
     Record(Namespace, u64, Option<Record>),
@@ -160,8 +160,8 @@ pub struct Memory {
     pub asks: std::collections::BTreeMap<Namespace, Ask>,
     pub leases: std::collections::BTreeMap<InstanceId, Lease>,
     pub invites: std::collections::BTreeMap<String, Invite>,
-    pub upstreams: std::collections::BTreeMap<Namespace, Upstream>,
     pub quotas: std::collections::BTreeMap<Namespace, Quota>,
+    pub upstreams: std::collections::BTreeMap<Namespace, Upstream>,
     pub stopped: std::collections::BTreeMap<InstanceId, Stopped>,
     pub pins: std::collections::BTreeMap<InstanceId, Pin>,
     pub records: std::collections::BTreeMap<(Namespace, u64), Record>,
@@ -225,8 +225,8 @@ impl Memory {
             Change::Ask(key, value) => set(&mut self.asks, key, value),
             Change::Lease(key, value) => set(&mut self.leases, key, value),
             Change::Invite(key, value) => set(&mut self.invites, key, value),
-            Change::Upstream(key, value) => set(&mut self.upstreams, key, value),
             Change::Quota(key, value) => set(&mut self.quotas, key, value),
+            Change::Upstream(key, value) => set(&mut self.upstreams, key, value),
             Change::Stopped(key, value) => set(&mut self.stopped, key, value),
             Change::Pin(key, value) => set(&mut self.pins, key, value),
             Change::Record(namespace, at, value) => set(&mut self.records, (namespace, at), value),

@@ -314,6 +314,9 @@ async fn over_quota_is_refused_before_anything_is_stopped() {
     world.planted("app").await;
     assert_eq!(desk.run(None, "quota set app instances=2 memory=2Gi volumes=100Mi").await.code, 0);
     let before = (world.sim.boots(&id("app", "web")), world.sim.running(&id("app", "web")));
+    // The kernel is told, and nothing is restarted for it.
+    let slice = seed::render::slice(&id("app", "web").namespace);
+    world.until("the slice to follow", |world| world.sim.look().slices[&slice].memory == (2 << 30) + (2 << 30)).await;
     let calls = [
         (json!({ "size": "m" }), vec!["3Gi of memory, where it may have 2Gi", "web would fit"]),
         (

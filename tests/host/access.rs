@@ -46,3 +46,26 @@ fn repositories_are_made_private_renamed_and_deleted_and_all_of_it_is_written_do
     let journal = machine.run(&["journalctl", "--no-pager", "-u", "seed-agent.service"]).ok();
     assert!(journal.contains(&hash), "the journal holds the checkpoint {hash}");
 }
+
+#[test]
+fn a_quota_reaches_the_kernel_and_what_is_more_is_refused_before_anything_is_stopped() {
+    let machine = Machine::new("quota", &[]);
+    let ann = machine.tenant("ann", "my-app");
+    let (_, namespace) = ann.plant();
+    let slice = format!("seed-{}.slice", namespace.strip_prefix("s-").expect("a namespace"));
+    let unit = format!("seed-vm@{namespace}-web.service");
+    let pid = machine.main_pid(&unit);
+    // 64 GiB for guests and a gibibyte around each of 16, which is what the configuration gives.
+    assert_eq!(machine.property(&slice, "MemoryMax"), (80_u64 << 30).to_string());
+    machine.run(&["seed", "quota", "set", "my-app", "instances=1", "memory=512Mi", "vcpus=1"]).ok();
+    let smaller = ((1_u64 << 30) + (512 << 20)).to_string();
+    machine.wait("the slice to follow", std::time::Duration::from_secs(20), || {
+        (machine.property(&slice, "MemoryMax") == smaller).then_some(())
+    });
+    assert_eq!(machine.property(&slice, "CPUQuotaPerSecUSec"), "1s");
+    ann.edit("size = \"xs\"", "size = \"s\"");
+    let pushed = ann.push(&[]).all();
+    assert!(pushed.contains("1Gi of memory, where it may have 512Mi") && pushed.contains("one of size xs"), "{pushed}");
+    assert_eq!(machine.main_pid(&unit), pid, "what ran was not touched");
+    assert!(ann.shell(&["quota"]).ok().contains("(set by the operator)"));
+}
