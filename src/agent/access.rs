@@ -152,8 +152,14 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         };
         let now = now();
         let mine = |repository: &&Repository| access::may(&who, Verb::Administer, repository, now);
-        let mine: std::collections::BTreeMap<String, u64> =
+        let mut known: std::collections::BTreeMap<String, u64> =
             self.memory.repos.values().filter(mine).map(|repository| (repository.name.to_string(), repository.created)).collect();
+        for plant in self.memory.plants.values() {
+            if let (FlakeUri::Remote(_), Some(repository)) = (&plant.uri, self.memory.repository_of(plant).filter(mine)) {
+                known.insert(super::resolve::recorded(plant), repository.created);
+            }
+        }
+        let mine = known;
         let directory = self.record.audit.directory().to_owned();
         tokio::task::spawn_blocking(move || {
             let wanted = |entry: &Entry| match &who {

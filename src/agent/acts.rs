@@ -109,7 +109,12 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             let name = uri.strip_prefix("silo:").unwrap_or(uri);
             act(who, "plant", name.strip_suffix(".git").unwrap_or(name), &[uri])
         }
-        Request::Deploy { who, repository } => act(who, "deploy", repository, &[repository]),
+        Request::Deploy { who, repository } => {
+            // What is of this host comes first there.
+            let here = repository.parse().is_ok_and(|name| memory.repos.contains_key(&name));
+            let name = if here { repository.clone() } else { called(memory, who, repository) };
+            act(who, "deploy", &name, &[repository])
+        }
         Request::Restart { who, instance } => act(who, "restart", &repository_of(memory, who, instance), &[instance]),
         Request::Enter(ask) => {
             act(&ask.who, &ask.act, &repository_of(memory, &ask.who, &ask.instance), &[&ask.instance, &ask.what])
@@ -127,16 +132,22 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             Question::Delete { who, name, .. } => act(who, "repo delete", name, &[name]),
             Question::SetQuota { namespace, changes } => {
                 let plants = resolve::plants(memory, &Principal::Operator, namespace).unwrap_or_default();
-                let repository = plants.first().map(|plant| resolve::repository(plant)).unwrap_or_default();
+                let repository = plants.first().map(|plant| resolve::recorded(plant)).unwrap_or_default();
                 act("", "quota", &repository, &[namespace, changes])
             }
             Question::Repositories { .. } | Question::Quota { .. } | Question::Audit { .. } | Question::VerifyAudit => None,
         },
         Request::Remote(question) => match question {
             remote::Question::Plant { who, uri, .. } => act(who, "plant", uri, &[uri]),
-            remote::Question::SetToken { who, repository, .. } => act(who, "remote token", repository, &[repository]),
-            remote::Question::ForgetToken { who, repository } => act(who, "remote forget", repository, &[repository]),
-            remote::Question::NewSecret { who, repository } => act(who, "remote secret", repository, &[repository]),
+            remote::Question::SetToken { who, repository, .. } => {
+                act(who, "remote token", &called(memory, who, repository), &[repository])
+            }
+            remote::Question::ForgetToken { who, repository } => {
+                act(who, "remote forget", &called(memory, who, repository), &[repository])
+            }
+            remote::Question::NewSecret { who, repository } => {
+                act(who, "remote secret", &called(memory, who, repository), &[repository])
+            }
             // A delivery has no key; the deploy that follows from it is in the history.
             remote::Question::Show { .. } | remote::Question::Hook { .. } => None,
         },
@@ -150,7 +161,7 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             History::Stop { who, instance } => act(who, "stop", &repository_of(memory, who, instance), &[instance]),
             History::Start { who, instance } => act(who, "start", &repository_of(memory, who, instance), &[instance]),
             History::Destroy { who, instance, .. } => act(who, "destroy", &repository_of(memory, who, instance), &[instance]),
-            History::Unplant { who, repository } => act(who, "unplant", repository, &[repository]),
+            History::Unplant { who, repository } => act(who, "unplant", &called(memory, who, repository), &[repository]),
         },
         Request::OpenRepository { .. }
         | Request::Push { .. }
@@ -163,11 +174,17 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
     }
 }
 
+/// The plant that `who` calls `name`, as it is recorded; or else that name.
+fn called(memory: &Memory, who: &str, name: &str) -> String {
+    let plants = principal(who).and_then(|who| resolve::plants(memory, &who, name)).unwrap_or_default();
+    plants.first().map_or_else(|| name.to_owned(), |plant| resolve::recorded(plant))
+}
+
 /// The repository of an instance, so that its owner finds what others did to it.
 fn repository_of(memory: &Memory, who: &str, instance: &str) -> String {
     let id = principal(who).and_then(|who| resolve::instance(memory, &who, Verb::See, instance));
     let plant = id.ok().and_then(|id| memory.plants.get(&id.namespace));
-    plant.map(resolve::repository).unwrap_or_default()
+    plant.map(resolve::recorded).unwrap_or_default()
 }
 
 /// How it ended; none if nothing was changed that is worth a line.

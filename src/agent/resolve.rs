@@ -5,7 +5,7 @@ use crate::{
     bus::Refusal,
     spec::{
         access::{self, Principal, Reach, Verb},
-        name::{InstanceId, Namespace},
+        name::{FlakeUri, InstanceId, Namespace},
     },
     state::{Memory, Plant},
 };
@@ -83,6 +83,14 @@ pub fn instance(memory: &Memory, who: &Principal, verb: Verb, name: &str) -> Res
 /// The name of the repository that was planted.
 pub fn repository(plant: &Plant) -> String {
     plant.uri.repository().to_owned()
+}
+
+/// What it is called in the record of who did what: what is elsewhere by its whole URI, which no repository of this host can be called.
+pub fn recorded(plant: &Plant) -> String {
+    match &plant.uri {
+        FlakeUri::Silo(name) => name.to_string(),
+        FlakeUri::Remote(_) => plant.uri.to_string(),
+    }
 }
 
 /// The plant of a namespace of which `who` may see something.

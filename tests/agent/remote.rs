@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hmac::{Hmac, Mac};
 use seed::{
-    agent::{history::History, remote::Question, request::Request},
+    agent::{access::Question as Access, history::History, remote::Question, request::Request},
     bus::{
         Outcome, Refusal,
         github::{RemotePlanted, RemoteStatus, Webhook},
@@ -340,4 +340,23 @@ async fn what_was_gone_back_from_does_not_return_by_itself_and_unplanting_leaves
     let asked = world.forge.requests("");
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert!(world.forge.requests("") <= asked + 2, "it is not looked at any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_planted_it_finds_what_was_done_in_the_record_and_a_namesake_does_not() {
+    let world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    world.forge.commit("ann/app", "main", &[]);
+    planted(&world, "github:ann/app").await;
+    // A repository of this host may have the same name; it is another's.
+    world.create(&bob(), "app").await.unwrap();
+    let token = Secret("s3cret".into());
+    world.handle.ask(ask(Question::SetToken { who: ann().to_string(), repository: "app".into(), token })).await.unwrap();
+    let audit = |who: &KeyId| Access::Audit { who: who.to_string(), since: 0, lines: 100 };
+    let said = async |who: &KeyId| world.text(Request::Access(audit(who))).await.unwrap();
+    let anns = said(&ann()).await;
+    assert!(anns.contains("\"plant\"") && anns.contains("remote token") && anns.contains("github:ann/app"), "{anns}");
+    assert!(!anns.contains("s3cret"), "{anns}");
+    let bobs = said(&bob()).await;
+    assert!(bobs.contains("create") && !bobs.contains("token") && !bobs.contains("github:ann/app"), "{bobs}");
 }
