@@ -29,8 +29,8 @@ pub(super) async fn connect(run: &Path, port: u32) -> io::Result<OwnedFd> {
 }
 
 async fn handshake(run: &Path, port: u32) -> io::Result<OwnedFd> {
-    // The agent made it, and gave it to the instance's user.
-    let user = std::fs::symlink_metadata(run)?.uid();
+    // The agent made it for the group of the instance's user, which has the user's number.
+    let user = std::fs::symlink_metadata(run)?.gid();
     let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // O_PATH asks for no access; std wants to be told of one.
     let socket = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(run.join("vsock"))?;
@@ -122,9 +122,9 @@ mod tests {
         std::fs::remove_file(run.join("vsock")).unwrap();
         std::fs::write(run.join("vsock"), "").unwrap();
         assert_eq!(connect(&run, 22).await.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-        // By a name of its own, in a directory of another user's.
+        // By a name of its own, in the directory of another user.
         if nix::unistd::geteuid().is_root() {
-            nix::unistd::chown(&other, Some(nix::unistd::Uid::from_raw(800_123)), None).unwrap();
+            nix::unistd::chown(&other, None, Some(nix::unistd::Gid::from_raw(800_123))).unwrap();
             let refused = connect(&other, 22).await.unwrap_err();
             assert!(refused.to_string().contains("held by user 0, not by the instance's user 800123"), "{refused}");
         }

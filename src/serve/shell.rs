@@ -187,6 +187,11 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 self.print(&shown).await
             }
             "invite" => self.invite(rest).await,
+            // Over SSH the door takes these before they come here; copies have no command at all.
+            "exec" | "shell" | "forward" if operator => {
+                Err(Refusal::Invalid(format!("{verb} goes over SSH: ssh HOST {}", words.join(" "))).into())
+            }
+            "cp" => self.print(&help::of(verb, operator)?).await,
             "repo" => self.repo(rest).await,
             "quota" => self.quota(rest).await,
             "audit" => self.audit(rest).await,

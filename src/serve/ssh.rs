@@ -1,46 +1,60 @@
-//! The SSH door. Any public key opens it: the key is who you are. There is no password, no forwarding, no terminal worth the name, and
-//! what a client asks to run is parsed by us ([`super::command`]), never by a shell.
+//! The SSH door. Any public key opens it: the key is who you are. There is no password, and what a client asks to run is parsed by us
+//! ([`super::command`]), never by a shell of this host; what it wants of its own instances is passed on to them ([`super::guest`]).
+//! No agent and no display is forwarded, no port of this host's or of the client's, and nothing of its environment is taken.
 //!
-//! Each channel has a task that always takes what the client sends: russh stops reading the whole connection while a channel's queue
-//! is full, so a command that waits for its client to read must not be what empties the queue.
+//! Each channel has a task that always takes what the client sends: [`flow`] says why.
+
+mod drain;
+pub mod flow;
+mod forwards;
+mod inside;
+mod lines;
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use russh::{
-    Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, MethodKind, Preferred, Pty, SshId,
+    Channel, ChannelId, ChannelWriteHalf, MethodKind, Preferred, Pty, SshId,
     keys::{Algorithm, HashAlg, PrivateKey},
     server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
+    io::AsyncRead,
     net::{TcpListener, TcpStream},
+    sync::mpsc,
 };
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
+use self::{
+    flow::{Gate, Intake, Tide, WINDOW},
+    forwards::{Forward, Forwards},
+    inside::{Terminal, Visit},
+    lines::Lines,
+};
 use super::{
     Doors,
     command::{self, Command},
     crowd::{Crowd, Place},
     git::{self, Outlet},
     receive::Push,
+    relay::{Client, Ended},
     shell::{self, Look},
 };
 use crate::spec::{caller::Caller, name::KeyId};
 
 /// Channels of one connection at a time.
 const MAX_CHANNELS: u32 = 10;
-/// A connection without a channel is closed after this.
-const UNUSED: Duration = Duration::from_secs(60);
+/// Forwarded ports' connections of one connection at a time.
+const MAX_FORWARDED: u32 = 64;
+/// A connection without a channel is closed after this, unless it has forwarded a port: `ssh -N -L` waits for its first use.
+const UNUSED: Duration = Duration::from_secs(600);
 
 /// What russh is to do and to leave.
 pub(super) fn config(key: PrivateKey) -> server::Config {
@@ -61,6 +75,7 @@ pub(super) fn config(key: PrivateKey) -> server::Config {
         keepalive_interval: Some(Duration::from_secs(15)),
         keepalive_max: 4,
         nodelay: true,
+        window_size: WINDOW,
         ..server::Config::default()
     }
 }
@@ -92,7 +107,8 @@ pub(super) async fn listen(doors: Arc<Doors>, config: Arc<server::Config>, crowd
 async fn connection(doors: Arc<Doors>, config: Arc<server::Config>, crowd: Arc<Crowd>, stream: TcpStream, peer: SocketAddr) {
     let close = CancellationToken::new();
     let proved = CancellationToken::new();
-    let channels = Arc::new(AtomicU32::new(0));
+    let (channels, forwarded) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let (tide, stays) = (Arc::new(Tide::default()), Arc::new(AtomicBool::new(false)));
     let port = doors.settings.ssh_port.unwrap_or_else(|| stream.local_addr().map_or(22, |address| address.port()));
     let domain = &doors.settings.domain;
     let connection = Connection {
@@ -100,6 +116,10 @@ async fn connection(doors: Arc<Doors>, config: Arc<server::Config>, crowd: Arc<C
         place: crowd.enter(peer.ip(), close.clone()),
         proved: proved.clone(),
         channels: Arc::clone(&channels),
+        forwarded: Arc::clone(&forwarded),
+        forwards: Arc::default(),
+        stays: Arc::clone(&stays),
+        tide: Arc::clone(&tide),
         peer,
         who: None,
         waiting: BTreeMap::new(),
@@ -108,8 +128,7 @@ async fn connection(doors: Arc<Doors>, config: Arc<server::Config>, crowd: Arc<C
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "could not set TCP_NODELAY");
     }
-    // The session runs in a task of its own, which ends when its stream fails: so the stream is what we close.
-    let gate = Gate::new(stream, &close);
+    let gate = Gate::new(stream, tide, &close);
     let session = async {
         match server::run_stream(config, gate, connection).await {
             Ok(session) => session.await,
@@ -123,7 +142,8 @@ async fn connection(doors: Arc<Doors>, config: Arc<server::Config>, crowd: Arc<C
             let mut unused = 0;
             while unused < 2 {
                 tokio::time::sleep(UNUSED / 2).await;
-                unused = if channels.load(Ordering::Relaxed) == 0 { unused + 1 } else { 0 };
+                let used = channels.load(Ordering::Relaxed) + forwarded.load(Ordering::Relaxed) > 0;
+                unused = if used || stays.load(Ordering::Relaxed) { 0 } else { unused + 1 };
             }
         }
         close.cancel();
@@ -146,6 +166,12 @@ struct Connection {
     /// Cancelled when a key is proved.
     proved: CancellationToken,
     channels: Arc<AtomicU32>,
+    forwarded: Arc<AtomicU32>,
+    forwards: Arc<Forwards>,
+    /// Set once a port was forwarded.
+    stays: Arc<AtomicBool>,
+    /// What the client sent and nobody has used yet.
+    tide: Arc<Tide>,
     peer: SocketAddr,
     who: Option<Caller>,
     /// Channels that have not asked for anything yet.
@@ -155,8 +181,7 @@ struct Connection {
 struct Waiting {
     channel: Channel<Msg>,
     open: OpenChannel,
-    /// The terminal's name, if one was asked for.
-    terminal: Option<String>,
+    terminal: Option<Terminal>,
     /// A checked value of GIT_PROTOCOL.
     protocol: Option<String>,
 }
@@ -221,6 +246,35 @@ impl server::Handler for Connection {
         Ok(())
     }
 
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _from: &str,
+        _from_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let open = OpenChannel(Arc::clone(&self.forwarded));
+        let crowded = self.forwarded.fetch_add(1, Ordering::Relaxed) >= MAX_FORWARDED;
+        let Some(who) = self.who.clone().filter(|_| !crowded) else {
+            // Dropping the handle refuses the channel.
+            return Ok(());
+        };
+        let (doors, forwards, tide) = (Arc::clone(&self.doors), Arc::clone(&self.forwards), Arc::clone(&self.tide));
+        let (forward, stays) = (Forward { doors, who, forwards, tide, host: host.to_owned(), port }, Arc::clone(&self.stays));
+        tokio::spawn(async move {
+            forward.run(channel, reply, &stays).await;
+            drop(open);
+        });
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, _channel: ChannelId, _current: u32) -> u32 {
+        self.tide.window()
+    }
+
     async fn channel_close(&mut self, channel: ChannelId, _session: &mut Session) -> Result<(), Self::Error> {
         self.waiting.remove(&channel.into());
         Ok(())
@@ -241,29 +295,30 @@ impl server::Handler for Connection {
         &mut self,
         channel: ChannelId,
         term: &str,
-        _columns: u32,
-        _rows: u32,
-        _width: u32,
-        _height: u32,
-        _modes: &[(Pty, u32)],
+        columns: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
         if let Some(waiting) = self.waiting.get_mut(&channel.into()) {
-            waiting.terminal = Some(term.chars().take(40).collect());
+            let name = term.chars().filter(|c| c.is_ascii_graphic()).take(40).collect();
+            waiting.terminal = Some(Terminal { name, size: [columns, rows, width, height], modes: modes.to_vec() });
         }
         session.channel_success(channel)
     }
 
     async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
-        self.start(channel, b"", session)
+        self.start(channel, Wish::Line(Vec::new()), session)
     }
 
     async fn exec_request(&mut self, channel: ChannelId, line: &[u8], session: &mut Session) -> Result<(), Self::Error> {
-        self.start(channel, line, session)
+        self.start(channel, Wish::Line(line.to_vec()), session)
     }
 
-    async fn subsystem_request(&mut self, channel: ChannelId, _name: &str, session: &mut Session) -> Result<(), Self::Error> {
-        session.channel_failure(channel)
+    async fn subsystem_request(&mut self, channel: ChannelId, name: &str, session: &mut Session) -> Result<(), Self::Error> {
+        if name == "sftp" { self.start(channel, Wish::Sftp, session) } else { session.channel_failure(channel) }
     }
 
     async fn x11_request(
@@ -286,22 +341,50 @@ impl server::Handler for Connection {
 
 impl Connection {
     /// Starts what a channel asks for, in a task of its own.
-    fn start(&mut self, channel: ChannelId, line: &[u8], session: &mut Session) -> Result<(), russh::Error> {
+    fn start(&mut self, channel: ChannelId, wish: Wish, session: &mut Session) -> Result<(), russh::Error> {
         let (Some(waiting), Some(who)) = (self.waiting.remove(&channel.into()), self.who.clone()) else {
             return session.channel_failure(channel);
         };
         session.channel_success(channel)?;
-        let (doors, ssh, line) = (Arc::clone(&self.doors), self.ssh.clone(), line.to_vec());
+        let (doors, ssh, handle) = (Arc::clone(&self.doors), self.ssh.clone(), session.handle());
+        let (inlet, input) = self.tide.channel();
         tokio::spawn(async move {
-            let Waiting { channel, open, terminal, protocol } = waiting;
-            let (read, write) = channel.split();
+            let Waiting { channel: opened, open, terminal, protocol } = waiting;
+            let (read, write) = opened.split();
+            let command = match wish {
+                Wish::Line(line) => command::parse(&line).map(Some),
+                Wish::Sftp => Ok(None),
+            };
+            let enters = matches!(command, Ok(None | Some(Command::Enter(..))));
             let gone = CancellationToken::new();
-            let (to_command, from_client) = tokio::io::duplex(64 << 10);
-            tokio::spawn(drain(read, to_command, gone.clone(), terminal.is_some()));
+            let (controls, controlled) = mpsc::channel(64);
+            tokio::spawn(drain::drain(read, inlet, controls, gone.clone(), terminal.is_some() && !enters));
             let asked = Asked { doors, who, ssh, protocol, terminal };
-            let code = asked.serve(&line, from_client, &write, gone).await;
+            let client = Client { input, controls: controlled, write: &write, gone };
+            let ended = match command {
+                Ok(Some(Command::Enter(instance, inside))) => {
+                    tracing::info!(who = %asked.who, instance, "asked to enter");
+                    let Asked { doors, who, terminal, .. } = &asked;
+                    Visit { doors, who, instance, inside, terminal: terminal.clone() }.run(client).await
+                }
+                Ok(None) => {
+                    tracing::info!(who = %asked.who, "asked to copy");
+                    inside::copy(&asked.doors, &asked.who, client).await
+                }
+                Ok(Some(command)) => Ended::Code(asked.serve(command, client.input, &write, client.gone).await.into()),
+                Err(error) => {
+                    inside::complain(&write, asked.terminal.is_some(), &error.to_string()).await;
+                    Ended::Code(2)
+                }
+            };
             // If the client is gone, there is nobody to tell.
-            drop(write.exit_status(code.into()).await);
+            match ended {
+                Ended::Code(code) => drop(write.exit_status(code).await),
+                Ended::Signal { name, core } => {
+                    let _told = handle.exit_signal_request(channel, name, core, String::new(), String::new()).await;
+                }
+                Ended::Lost => {}
+            }
             drop(write.eof().await);
             drop(write.close().await);
             drop(open);
@@ -310,26 +393,12 @@ impl Connection {
     }
 }
 
-/// Takes all that a client sends on a channel, hands it to the command as long as that reads, and tells when the client is gone.
-async fn drain(mut from: ChannelReadHalf, command: DuplexStream, gone: CancellationToken, terminal: bool) {
-    let mut command = Some(command);
-    while let Some(message) = from.wait().await {
-        match message {
-            // With a terminal, Ctrl-C and Ctrl-D are only bytes.
-            ChannelMsg::Data { data } if terminal && data.iter().any(|byte| matches!(byte, 3 | 4)) => gone.cancel(),
-            ChannelMsg::Data { data } => {
-                if let Some(to) = &mut command
-                    && to.write_all(&data).await.is_err()
-                {
-                    command = None;
-                }
-            }
-            ChannelMsg::Eof => command = None,
-            ChannelMsg::Close => break,
-            _ => {}
-        }
-    }
-    gone.cancel();
+/// What a channel asks for.
+enum Wish {
+    /// To run this.
+    Line(Vec<u8>),
+    /// To copy files.
+    Sftp,
 }
 
 /// One command that a client asks for.
@@ -338,19 +407,11 @@ struct Asked {
     who: Caller,
     ssh: String,
     protocol: Option<String>,
-    terminal: Option<String>,
+    terminal: Option<Terminal>,
 }
 
 impl Asked {
-    async fn serve(self, line: &[u8], input: DuplexStream, write: &ChannelWriteHalf<Msg>, gone: CancellationToken) -> u8 {
-        let command = match command::parse(line) {
-            Ok(command) => command,
-            Err(error) => {
-                let mut errors = Outlet::new(write.make_writer_ext(Some(1)), gone);
-                errors.send(format!("error: {error}\n").as_bytes()).await;
-                return 2;
-            }
-        };
+    async fn serve(self, command: Command, input: Intake, write: &ChannelWriteHalf<Msg>, gone: CancellationToken) -> u8 {
         // Words of a verb may be secret (an invite code): only the first is written down.
         tracing::info!(who = %self.who, command = %command.summary(), "asked");
         let (doors, who) = (&self.doors, &self.who);
@@ -367,6 +428,8 @@ impl Asked {
                 let out = Outlet::new(write.make_writer(), gone);
                 git::serve_read(doors, who, &name, git::Read::UploadArchive, None, input, out).await
             }
+            // Served without this: it says more of its end than a code.
+            Command::Enter(..) => 1,
             Command::Verb(words) => {
                 // What the client sends is dropped, so that it is heard when it hangs up.
                 let input: Box<dyn AsyncRead + Unpin + Send + Sync> = if shell::reads(&words) {
@@ -376,9 +439,10 @@ impl Asked {
                     Box::new(tokio::io::empty())
                 };
                 let terminal = self.terminal.is_some();
-                let look = Look { terminal, colour: self.terminal.is_some_and(|term| !term.is_empty() && term != "dumb") };
-                let out = Lines { to: write.make_writer(), terminal, owed: false };
-                let err = Lines { to: write.make_writer_ext(Some(1)), terminal, owed: false };
+                let look =
+                    Look { terminal, colour: self.terminal.is_some_and(|term| !term.name.is_empty() && term.name != "dumb") };
+                let out = Lines::new(write.make_writer(), terminal);
+                let err = Lines::new(write.make_writer_ext(Some(1)), terminal);
                 tokio::select! {
                     code = shell::run(&words, Some(who), &doors.agent, input, out, err, look) => code,
                     () = gone.cancelled() => 130,
@@ -386,83 +450,5 @@ impl Asked {
                 }
             }
         }
-    }
-}
-
-/// Text as a terminal in raw mode wants it: lines end in CR LF there, in LF elsewhere.
-struct Lines<W> {
-    to: W,
-    terminal: bool,
-    /// A CR was written, its LF was not.
-    owed: bool,
-}
-
-impl<W: AsyncWrite + Unpin> AsyncWrite for Lines<W> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        if !self.terminal || bytes.is_empty() {
-            return Pin::new(&mut self.to).poll_write(cx, bytes);
-        }
-        if bytes[0] != b'\n' {
-            let end = bytes.iter().position(|b| *b == b'\n').unwrap_or(bytes.len());
-            return Pin::new(&mut self.to).poll_write(cx, &bytes[..end]);
-        }
-        if !self.owed {
-            match ready!(Pin::new(&mut self.to).poll_write(cx, b"\r\n"))? {
-                0 => return Poll::Ready(Ok(0)),
-                1 => self.owed = true,
-                _ => return Poll::Ready(Ok(1)),
-            }
-        }
-        let written = ready!(Pin::new(&mut self.to).poll_write(cx, b"\n"))?;
-        self.owed = false;
-        Poll::Ready(Ok(written))
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.to).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.to).poll_shutdown(cx)
-    }
-}
-
-/// A stream that we can close from outside.
-struct Gate {
-    stream: TcpStream,
-    reading: Pin<Box<WaitForCancellationFutureOwned>>,
-    writing: Pin<Box<WaitForCancellationFutureOwned>>,
-}
-
-impl Gate {
-    fn new(stream: TcpStream, close: &CancellationToken) -> Self {
-        let wait = || Box::pin(close.clone().cancelled_owned());
-        Self { stream, reading: wait(), writing: wait() }
-    }
-}
-
-fn closed<T>() -> Poll<std::io::Result<T>> {
-    Poll::Ready(Err(std::io::ErrorKind::ConnectionAborted.into()))
-}
-
-impl AsyncRead for Gate {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        if self.reading.as_mut().poll(cx).is_ready() {
-            return closed();
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Gate {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        if self.writing.as_mut().poll(cx).is_ready() {
-            return closed();
-        }
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

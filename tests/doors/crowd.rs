@@ -7,14 +7,15 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::World;
+use crate::{guests::Guests, support::World};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_half_open_connections_keep_nobody_out() {
+async fn two_hundred_half_open_connections_keep_nobody_out() {
     let world = World::new().await;
     world.ssh("ann", &["whoami"]).await.ok();
+    let _guests = Guests::of(&world).await;
     let mut half_open = Vec::new();
-    for index in 0..50 {
+    for index in 0..200 {
         let mut stream = TcpStream::connect(("127.0.0.1", world.port)).await.unwrap();
         if index % 2 == 0 {
             stream.write_all(b"SSH-2.0-slow\r\n").await.unwrap();
@@ -23,12 +24,16 @@ async fn fifty_half_open_connections_keep_nobody_out() {
     }
     let started = Instant::now();
     world.ssh("ann", &["whoami"]).await.ok();
+    world.ssh("ann", &["exec", "web", "--", "true"]).await.ok();
     world.project("p").await;
     world.git("ann", "p", &["push", "silo", "main"]).await.ok();
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
-    // The oldest were thrown out, the newest are still waiting.
-    assert!(is_closed(&mut half_open[0]).await);
-    assert!(!is_closed(&mut half_open[49]).await);
+    // The oldest were thrown out, the newest are still waiting. Those that come in one moment have no order.
+    let mut waiting = 0;
+    for stream in &mut half_open {
+        waiting += u32::from(!is_closed(stream).await);
+    }
+    assert!((1..=32).contains(&waiting), "{waiting} are waiting");
 }
 
 #[tokio::test(flavor = "multi_thread")]

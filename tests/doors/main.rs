@@ -1,8 +1,11 @@
 //! The doors, in process, against a stand-in for the agent on a bus of its own; the clients are real: ssh, git, DNS packets.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests talk to the world")]
 
+mod copy;
 mod crowd;
 mod dns;
+mod enter;
+mod guests;
 mod history;
 mod hook;
 mod push;

@@ -164,7 +164,7 @@ async fn nothing_but_commands_is_served() {
         command.args(world.options("ann")).args(options);
         command
     };
-    let ran = run(&mut refused(&["-s", "127.0.0.1", "sftp"])).await;
+    let ran = run(&mut refused(&["-s", "127.0.0.1", "netconf"])).await;
     ran.err_has("subsystem request failed");
     let ran = run(&mut refused(&["-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1", "127.0.0.1", "whoami"])).await;
     assert_ne!(ran.code, 0, "remote forwarding is refused: {ran:?}");

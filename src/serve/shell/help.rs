@@ -10,7 +10,7 @@ struct Verb {
     operator: bool,
 }
 
-const VERBS: [Verb; 21] = [
+const VERBS: [Verb; 25] = [
     Verb {
         name: "status",
         usage: "status [REPO] [--watch]",
@@ -32,6 +32,37 @@ const VERBS: [Verb; 21] = [
         usage: "restart [REPO/]INSTANCE",
         short: "power an instance off and start it again",
         long: "Follows until it runs again. Hanging up stops nothing.",
+        operator: false,
+    },
+    Verb {
+        name: "exec",
+        usage: "exec [REPO/]INSTANCE -- COMMAND",
+        short: "run a command inside of an instance, as its root",
+        long: "The line is for the instance's own shell: your shell takes quotes off first, as with any ssh. Standard streams may be of any \
+               size; with ssh -t it has a terminal. The exit code is the command's, and 255 if the connection was lost.",
+        operator: false,
+    },
+    Verb {
+        name: "shell",
+        usage: "shell [REPO/]INSTANCE",
+        short: "a shell inside of an instance; with ssh -t",
+        long: "Without a terminal it reads commands from standard input.",
+        operator: false,
+    },
+    Verb {
+        name: "cp",
+        usage: "cp",
+        short: "copy files: scp FILE HOST:INSTANCE:/PATH",
+        long: "There is no such command on this side: scp, sftp and sshfs do it, with paths that begin with [REPO/]INSTANCE and a colon. One \
+               copy is with one instance. scp -O works, too; a path without a slash is in root's home.",
+        operator: false,
+    },
+    Verb {
+        name: "forward",
+        usage: "forward [REPO/]INSTANCE PORT",
+        short: "a TCP port of an instance, as standard streams",
+        long: "For a port of your own machine: ssh -N -L 8080:INSTANCE:80 HOST, then http://localhost:8080/. The instance needs to expose \
+               nothing. INSTANCE.REPO tells two of the same name apart.",
         operator: false,
     },
     Verb {
@@ -258,7 +289,10 @@ pub(super) fn unknown(verb: &str, operator: bool) -> Refusal {
     let shown: String = super::plain(verb).chars().take(40).collect();
     let nearest = visible(operator).map(|known| (distance(&shown, known.name), known.name)).min();
     match nearest {
-        Some((0..=2, name)) => Refusal::Invalid(format!("there is no {shown:?}: did you mean {name}?")),
+        // Of a short word nothing would be left.
+        Some((changes @ 0..=2, name)) if changes < shown.chars().count() => {
+            Refusal::Invalid(format!("there is no {shown:?}: did you mean {name}?"))
+        }
         _ => {
             let names: Vec<&str> = visible(operator).map(|verb| verb.name).collect();
             Refusal::Invalid(format!("there is no {shown:?}: there are {}", names.join(", ")))
