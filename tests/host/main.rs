@@ -9,6 +9,7 @@ mod access;
 mod bad_input;
 mod bus;
 mod crash;
+mod enter;
 mod github;
 mod lacks;
 mod logs;

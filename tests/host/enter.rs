@@ -1,0 +1,62 @@
+//! Inside of a real guest: commands, copies and ports, by OpenSSH.
+
+use std::time::Duration;
+
+use crate::machine::Machine;
+
+#[test]
+fn a_tenant_gets_into_a_guest_and_nobody_else_does() {
+    let machine = Machine::new("enter", &[]);
+    let ann = machine.tenant("ann", "my-app");
+    let (_, namespace) = ann.plant();
+    let exec = |line: &str| ann.shell(&["exec", "web", "--", line]);
+    let ran = machine.wait("the guest's sshd", Duration::from_secs(60), || {
+        let ran = exec("hostname; id -u; echo oops >&2; exit 42");
+        (ran.code == 42).then_some(ran)
+    });
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("web\n0\n", "oops\n"));
+    // What is served is what is there, and 100 MB come out of an emulated machine.
+    assert_eq!(exec("cat /srv/www/index.html").ok(), "Hello from Seed\n");
+    assert_eq!(exec("head -c 100000000 /dev/zero").ok().len(), 100_000_000);
+    // With a terminal.
+    let mut words = ann.asks(&["exec", "web", "--", "tty; stty size"]);
+    words.insert(1, "-tt");
+    assert!(machine.run(&words).ok().contains("/dev/pts/"));
+
+    // Files in and out, by both protocols of scp.
+    machine.write("/root/ann/page", "Copied in\n");
+    let scp: String = ann.asks(&[]).join(" ").replacen("ssh ", "scp ", 1).replace(" -p ", " -P ").replace(" seed@127.0.0.1", "");
+    for option in ["", "-O"] {
+        let line = format!("{scp} {option} /root/ann/page seed@127.0.0.1:web:/srv/www/copied");
+        machine.run(&["bash", "-c", &line]).ok();
+        assert_eq!(exec("cat /srv/www/copied && rm /srv/www/copied").ok(), "Copied in\n", "{option}");
+    }
+    let line = format!("{scp} seed@127.0.0.1:my-app/web:/srv/www/index.html /root/ann/out && cat /root/ann/out");
+    assert_eq!(machine.run(&["bash", "-c", &line]).ok(), "Hello from Seed\n");
+
+    // A port that the guest only has for itself.
+    // In a unit of its own: what a session leaves behind ends with it.
+    let serve = exec("systemd-run -q $(ls /nix/store/*/bin/busybox | head -n 1) httpd -f -p 127.0.0.1:8081 -h /srv/www");
+    assert_eq!(serve.code, 0, "{}", serve.all());
+    let ssh = ann.asks(&["-N", "-L", "8082:web:8081"]).join(" ");
+    let line = format!("{ssh} & for n in {{1..100}}; do curl -s -m 20 http://127.0.0.1:8082/ && break; sleep 0.2; done; kill $!");
+    assert_eq!(machine.run(&["bash", "-c", &line]).ok().trim(), "Hello from Seed");
+
+    // Others, even with an instance of the same name.
+    let bob = machine.tenant("bob", "");
+    let refused = bob.shell(&["exec", "my-app/web", "--", "id"]);
+    assert_eq!((refused.code, refused.out.as_str()), (3, ""), "{}", refused.err);
+    assert_eq!(bob.shell(&["forward", &format!("{namespace}/web"), "8081"]).code, 3);
+    // Nobody but the agent has what opens guests, and it is not among what guests are told.
+    assert_eq!(machine.run(&["stat", "-c", "%U %a", "/var/lib/seed/guest-ca"]).ok(), "root 600\n");
+    assert_ne!(machine.run(&["setpriv", "--reuid=seed", "--clear-groups", "cat", "/var/lib/seed/guest-ca"]).code, 0);
+    // The record says who did what.
+    let journal = machine.run(&["journalctl", "-u", "seed-agent", "--no-pager"]).ok();
+    assert!(journal.contains("let somebody into a guest") && journal.contains("cat /srv/www/index.html"), "{journal}");
+
+    // A guest that is off says so.
+    machine.run(&["systemctl", "stop", &format!("seed-vm@{namespace}-web.service")]).ok();
+    let off = exec("true");
+    assert_eq!(off.code, 1, "{}", off.all());
+    assert!(off.err.contains("web is not running") || off.err.contains("is not running (status"), "{}", off.err);
+}
