@@ -28,9 +28,12 @@ async fn two_hundred_half_open_connections_keep_nobody_out() {
     world.project("p").await;
     world.git("ann", "p", &["push", "silo", "main"]).await.ok();
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
-    // The oldest were thrown out, the newest are still waiting.
-    assert!(is_closed(&mut half_open[0]).await);
-    assert!(!is_closed(&mut half_open[199]).await);
+    // The oldest were thrown out, the newest are still waiting. Those that come in one moment have no order.
+    let mut waiting = 0;
+    for stream in &mut half_open {
+        waiting += u32::from(!is_closed(stream).await);
+    }
+    assert!((1..=32).contains(&waiting), "{waiting} are waiting");
 }
 
 #[tokio::test(flavor = "multi_thread")]
