@@ -79,6 +79,11 @@ let
   };
 in
 {
+  imports = [
+    ./options-dns.nix
+    ./options-quota.nix
+  ];
+
   options.services.seed = {
     enable = lib.mkEnableOption "Seed, which runs what is pushed to it with git as virtual machines";
 

@@ -26,6 +26,18 @@ in
         upstream_dns = cfg.network.upstreamDns;
         uid_base = cfg.network.uidBase;
       };
+      dns = mapAttrs (_: mkDefault) {
+        inherit (cfg.dns)
+          nameservers
+          caa
+          inside
+          secondaries
+          dnssec
+          ;
+        answers_per_second = cfg.dns.answersPerSecond;
+        transfer_key = if cfg.dns.transferKey == null then "" else cfg.dns.transferKey;
+      };
+      quota = mapAttrs (_: mkDefault) cfg.quota;
       hypervisor = mapAttrs (_: mkDefault) {
         inherit (cfg.hypervisor) kind acceleration;
         boot_timeout_secs = cfg.hypervisor.bootTimeout;

@@ -63,6 +63,23 @@ in
       fetchEvery = 60;
       fetchTime = 60;
     };
+    dns = {
+      nameservers = [ "ns2.example.net" ];
+      caa = [ "letsencrypt.org" ];
+      inside = [ "192.168.1.0/24" ];
+      answersPerSecond = 0;
+      secondaries = [ "192.0.2.53" ];
+      transferKey = "/etc/seed/transfer.key";
+    };
+    quota = {
+      instances = 1000;
+      vcpus = 1;
+      memory = "512Mi";
+      volumes = "8Mi";
+      repository = "1Mi";
+      builds = 64;
+      logs = "16Mi";
+    };
     ssh.port = 2222;
     acme = {
       directory = "https://ca.example/directory";
@@ -86,5 +103,7 @@ in
       git = "/opt/git";
     };
   };
+  # Not together with secondaries.
+  signed = of { dns.dnssec = true; };
   wrong = of { settings.network.pool5 = "10.0.0.0/8"; };
 }

@@ -366,7 +366,7 @@ in
       ];
     expected = [
       true
-      9
+      10
       "d /var/lib/other              0755 root root -"
     ];
   };
