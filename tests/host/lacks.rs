@@ -6,7 +6,8 @@ use crate::machine::Machine;
 
 #[test]
 fn a_host_without_room_or_without_nix_says_so_and_what_ran_goes_on() {
-    let machine = Machine::new("lacks", &[]);
+    // A quota would say it first.
+    let machine = Machine::new("lacks", &["[quota]", "volumes = \"100Ti\""]);
     let ann = machine.tenant("ann", "my-app");
     let (_, namespace) = ann.plant();
     let unit = format!("seed-vm@{namespace}-web.service");
