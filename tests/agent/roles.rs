@@ -94,7 +94,12 @@ async fn each_role_against_each_verb() {
             assert_eq!(world.text(request).await.is_ok(), may, "{role} {access}");
         }
         let commit = world.commit("app", &[]);
-        assert_eq!(world.pushed(&who, "app", &commit, "plan").await.is_ok(), pushes, "{role}");
+        let pushed = world.pushed(&who, "app", &commit, "plan").await;
+        assert_eq!(pushed.is_ok(), pushes, "{role}: {pushed:?}");
+        // The quota lets only so many plans be made at once.
+        if let Ok(pushed) = pushed {
+            world.follow(&pushed.job).await;
+        }
         let said = desk.run(Some(&who), "status --json").await;
         let status: Value = serde_json::from_str(&said.out).unwrap();
         let instances = status["namespaces"].as_array().unwrap().iter().flat_map(|ns| ns["instances"].as_array().unwrap());
