@@ -27,7 +27,7 @@ in
     memory = size "64Gi" "16Gi" "How much memory its instances may have together. The kernel holds its slice to it, with a gibibyte around each guest.";
     volumes = size "1Ti" "100Gi" "How large its volumes may be together, retired ones included.";
     repository = size "4Gi" "1Gi" "How large its repository may be on the disk.";
-    builds = number 64 2 "How many evaluations and builds it may have at once, plans included; the others wait in line.";
+    builds = number 64 2 "How many evaluations and builds it may have at once, plans included. A deploy that is one too many waits in line, a plan is refused.";
     logs = size "2Gi" "512Mi" "How much all its journals may take together; an instance counts with `limits.journal`.";
   };
 }
