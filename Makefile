@@ -23,7 +23,7 @@ demo: tools ## See it happen: a host comes up, a repository is pushed, a page an
 	@tests/host/demo
 
 .PHONY: test
-test: tools ## Format, lints, and every test, the stories on a real systemd included
+test: test-tools ## Format, lints, and every test, the stories on a real systemd included
 	$(CARGO) fmt --check
 	@$(MAKE) --no-print-directory lint
 	@echo "==> the machines of the stories (kept in a cache; the first time takes a minute or two)"
@@ -37,7 +37,7 @@ lint: tools ## clippy, warnings are errors
 
 .PHONY: bench
 bench: ## Measure against the goals, and print a table
-	@.ci/tools valgrind dnsperf knotd:knot
+	@.ci/tools $(TEST_TOOLS) valgrind dnsperf knotd:knot
 	@tests/host/roots
 	$(CARGO) bench --locked -- $(ARGS)
 
@@ -46,5 +46,12 @@ build: tools ## The program, optimized: target/release/seed
 	$(CARGO) build --locked --release
 
 .PHONY: tools
-tools: # What building and testing need of a fresh Debian; installs what is missing
+tools: # What building needs of a fresh Debian; installs what is missing
 	@.ci/tools
+
+# strace counts syncs, and kills at each of them; a CA to test with, and the clients that tenants have.
+TEST_TOOLS := strace pebble lego certbot caddy openssl curl dig:bind9-dnsutils delv:bind9-dnsutils
+
+.PHONY: test-tools
+test-tools:
+	@.ci/tools $(TEST_TOOLS)
