@@ -1,6 +1,7 @@
 //! The doors, in process, against a stand-in for the agent on a bus of its own; the clients are real: ssh, git, DNS packets.
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests talk to the world")]
 
+mod bound;
 mod copy;
 mod crowd;
 mod dns;

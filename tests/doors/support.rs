@@ -22,6 +22,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+use crate::bound::Bound;
+
 /// What the stand-in knows and was asked.
 #[derive(Debug, Default)]
 pub struct Told {
@@ -225,6 +227,7 @@ pub struct World {
     pub doors: Option<JoinHandle<Result<(), ServeError>>>,
     pub stop: Option<oneshot::Sender<()>>,
     _bus: Child,
+    _bound: Bound,
 }
 
 /// What a program did.
@@ -300,8 +303,20 @@ impl World {
         )
         .unwrap();
         let dns = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut world =
-            Self { directory, agent, agent_bus, address, settings, port: 0, dns, http: dns, doors: None, stop: None, _bus: bus };
+        let mut world = Self {
+            directory,
+            agent,
+            agent_bus,
+            address,
+            settings,
+            port: 0,
+            dns,
+            http: dns,
+            doors: None,
+            stop: None,
+            _bus: bus,
+            _bound: Bound::new(),
+        };
         world.open_doors().await;
         for person in ["ann", "bob"] {
             let key = world.path(person);
@@ -438,13 +453,13 @@ impl World {
 
 /// Waits until something is so.
 pub async fn until(what: &str, mut is: impl FnMut() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..3000 {
         if is() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("waited 10 s for {what}");
+    panic!("waited 30 s for {what}");
 }
 
 async fn connect(address: &str) -> zbus::Connection {
