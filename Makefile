@@ -6,6 +6,8 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 
 CARGO ?= cargo
+MINUTES ?= 1
+FUZZ_SECONDS ?= 3
 # Tests may unwrap, that is how they fail; and they meet the machine.
 TESTS_MAY := $(addprefix -A clippy::,unwrap_used disallowed_methods disallowed_types print_stdout print_stderr exit)
 
@@ -23,12 +25,20 @@ demo: tools ## See it happen: a host comes up, a repository is pushed, a page an
 	@tests/host/demo
 
 .PHONY: test
-test: test-tools ## Format, lints, and every test, the stories on a real systemd included
+test: test-tools fuzz-tools ## Format, lints, and every test, the stories on a real systemd included
 	$(CARGO) fmt --check
 	@$(MAKE) --no-print-directory lint
 	@echo "==> the machines of the stories (kept in a cache; the first time takes a minute or two)"
 	tests/host/roots
 	$(CARGO) test --locked --no-fail-fast $(ARGS)
+ifeq ($(ARGS),)
+	@echo "==> the parsers under libFuzzer, $(FUZZ_SECONDS) seconds each"
+	@fuzz/run -s $(FUZZ_SECONDS)
+endif
+
+.PHONY: fuzz
+fuzz: fuzz-tools ## Look for inputs that break a parser: MINUTES=1 each, ARGS='dns jws' for some of them
+	@fuzz/run -s $$((60 * $(MINUTES))) $(ARGS)
 
 .PHONY: lint
 lint: tools ## clippy, warnings are errors
@@ -37,7 +47,7 @@ lint: tools ## clippy, warnings are errors
 
 .PHONY: bench
 bench: ## Measure against the goals, and print a table
-	@.ci/tools $(TEST_TOOLS) valgrind dnsperf knotd:knot
+	@.ci/tools $(TEST_TOOLS) valgrind dnsperf
 	@tests/host/roots
 	$(CARGO) bench --locked -- $(ARGS)
 
@@ -49,8 +59,13 @@ build: tools ## The program, optimized: target/release/seed
 tools: # What building needs of a fresh Debian; installs what is missing
 	@.ci/tools
 
-# strace counts syncs, and kills at each of them; a CA to test with, and the clients that tenants have.
-TEST_TOOLS := strace pebble lego certbot caddy openssl curl dig:bind9-dnsutils delv:bind9-dnsutils
+# strace counts syncs, and kills at each of them; a CA to test with, and the clients that tenants have; DNS servers and clients of others.
+TEST_TOOLS := strace pebble lego certbot caddy openssl curl dig:bind9-dnsutils delv:bind9-dnsutils kdig:knot-dnsutils knotd:knot unbound
+
+# libFuzzer is C++.
+.PHONY: fuzz-tools
+fuzz-tools:
+	@.ci/tools g++
 
 .PHONY: test-tools
 test-tools:

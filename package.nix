@@ -8,8 +8,10 @@
   dnsutils,
   e2fsprogs,
   git,
+  knot-dns,
   openssh,
   systemd,
+  unbound,
 }:
 let
   manifest = lib.importTOML ./Cargo.toml;
@@ -25,6 +27,7 @@ rustPlatform.buildRustPackage {
       ./Cargo.lock
       ./Cargo.toml
       ./benches
+      ./fuzz
       ./src
       ./templates/minimal
       ./tests
@@ -43,8 +46,10 @@ rustPlatform.buildRustPackage {
     dnsutils
     e2fsprogs
     git
+    knot-dns
     openssh
     systemd
+    unbound
   ];
   cargoTestFlags = [ "--lib" ] ++ map (test: "--test=${test}") [
     "agent"

@@ -13,6 +13,8 @@ mod deny;
 #[cfg(test)]
 mod flood_tests;
 mod forward;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
 mod limit;
 mod question;
 mod sign;

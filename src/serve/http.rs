@@ -155,11 +155,11 @@ async fn heard(shared: &Shared, request: Request<Body>) -> Result<Response, Resp
 
 /// What a delivery is about.
 #[derive(Debug, PartialEq, Eq)]
-struct Told {
+pub(super) struct Told {
     /// `user/repo`
-    repository: String,
+    pub repository: String,
     /// Empty for a ping.
-    branch: String,
+    pub branch: String,
 }
 
 #[derive(Deserialize)]
@@ -177,7 +177,7 @@ struct PayloadRepository {
 }
 
 /// Reads a delivery. `None` if it is of no interest: not a push, or not of a branch that could be deployed.
-fn told(event: &str, kind: &str, body: &Bytes) -> Result<Option<Told>, &'static str> {
+pub(super) fn told(event: &str, kind: &str, body: &Bytes) -> Result<Option<Told>, &'static str> {
     if !matches!(event, "push" | "ping") {
         return Ok(None);
     }

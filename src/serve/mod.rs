@@ -9,6 +9,8 @@ pub mod ask;
 pub mod command;
 mod crowd;
 pub mod dns;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod git;
 mod guest;
 mod host_key;

@@ -5,6 +5,8 @@
 mod account;
 mod csr;
 mod facade;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
 mod jws;
 mod key;
 mod nonce;

@@ -218,6 +218,14 @@ fn answer_to(bytes: &[u8], sent: &[u8], asked: &Question<'_>) -> Option<Message>
     if !ours { None } else { Message::from_vec(bytes).ok() }
 }
 
+/// What an instance is told of what a resolver said, `age` seconds later. `None` if that was no answer to `asked`.
+#[cfg(any(test, feature = "fuzz"))]
+pub fn told(came: &[u8], asked: &Question<'_>, near: &Near, age: u32, room: usize) -> Option<Vec<u8>> {
+    let message = answer_to(came, asked.packet, asked)?;
+    let answer = outside(message, near).to_vec().ok().and_then(Answer::new)?;
+    Some(adapt(asked, answer.aged(age), room))
+}
+
 #[cfg(test)]
 mod tests {
     use hickory_proto::rr::{Name, rdata};
