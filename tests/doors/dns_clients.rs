@@ -1,4 +1,4 @@
-//! The DNS door, and the clients of others: dig, delv, and a secondary that is told and takes the zone.
+//! The DNS door, and the clients of others: dig, kdig, delv, and a secondary that is told and takes the zone.
 
 use std::{process::Command, time::Duration};
 
@@ -7,9 +7,9 @@ use tokio::net::UdpSocket;
 
 use crate::support::World;
 
-const SECRET: &str = "hmac-sha256:transfer:c2VlZCBvZiBhIGtleSB0aGF0IGlzIGxvbmc=";
+pub const SECRET: &str = "hmac-sha256:transfer:c2VlZCBvZiBhIGtleSB0aGF0IGlzIGxvbmc=";
 
-fn zone(serial: u32, instances: u32) -> Zone {
+pub fn zone(serial: u32, instances: u32) -> Zone {
     let entry = |n: u32| ZoneEntry { ipv4: (0x7f58_0002 + n).into(), ipv6: (0xfd5e_u128 << 112 | u128::from(n)).into() };
     let mut zone = Zone { serial, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
     zone.caa = vec!["letsencrypt.org".into()];
@@ -19,7 +19,7 @@ fn zone(serial: u32, instances: u32) -> Zone {
 }
 
 /// What a program says.
-fn said(program: &str, words: &[&str]) -> String {
+pub fn said(program: &str, words: &[&str]) -> String {
     let output = Command::new(program).args(words).output().unwrap_or_else(|error| panic!("{program}: {error}"));
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -41,7 +41,7 @@ async fn settled(world: &World) {
     panic!("the doors took no zone");
 }
 
-async fn world(zone: Zone, settings: impl FnOnce(&mut seed::serve::Settings)) -> World {
+pub async fn world(zone: Zone, settings: impl FnOnce(&mut seed::serve::Settings)) -> World {
     let world = World::with(settings).await;
     crate::dns::change(&world, zone).await;
     settled(&world).await;
@@ -73,6 +73,27 @@ async fn dig_gets_what_it_asks_for() {
     let many: Vec<&str> = std::iter::repeat_n(name, 50).collect();
     let text = dig(&world, &[&["+tcp", "+keepopen", "+short"], &many[..]].concat());
     assert_eq!(text.matches("127.88.0.2").count(), 50, "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kdig_gets_what_it_asks_for() {
+    let world = world(zone(2, 3), |settings| settings.dns.zone_key = Some(settings.repositories.with_file_name("zone.key"))).await;
+    let has = |words: &[&str], expected: &[&str]| {
+        let text = said("kdig", &[&["@127.0.0.1", "-p", &world.dns.port().to_string(), "+retry=0"], words].concat());
+        expected.iter().for_each(|part| assert!(text.contains(part), "{words:?}: no {part:?} in {text}"));
+    };
+    let name = "i0.s-aaaaaaaaaaaa.seed.example";
+    has(&[name], &["status: NOERROR", "127.88.0.2", "Flags: qr aa rd"]);
+    has(&["+dnssec", name, "AAAA"], &["fd5e::", "RRSIG", "AAAA 13 4 30"]);
+    has(&["+tcp", "+cookie=0102030405060708", name], &["(TCP)", "127.88.0.2"]);
+    has(&["+cookie=0102030405060708", name], &["COOKIE: 0102030405060708"]);
+    has(&["+edns=1", name], &["BADVERS"]);
+    has(&["+nocrypto", "+dnssec", "none.s-aaaaaaaaaaaa.seed.example"], &["status: NXDOMAIN", "NSEC"]);
+    has(&["seed.example", "CAA"], &["0 issue \"letsencrypt.org\""]);
+    has(&["seed.example", "AXFR"], &["REFUSED"]);
+    has(&["seed.example", "IXFR=1"], &["REFUSED"]);
+    has(&["example.org"], &["status: REFUSED"]);
+    has(&["+padding=300", "+bufsize=512", name], &["127.88.0.2"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

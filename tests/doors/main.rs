@@ -6,6 +6,7 @@ mod copy;
 mod crowd;
 mod dns;
 mod dns_clients;
+mod dns_servers;
 mod guests;
 mod history;
 mod hook;
