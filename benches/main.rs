@@ -33,6 +33,8 @@ mod place;
 mod ssh;
 mod start;
 mod table;
+#[path = "../tests/acme/tenants.rs"]
+mod tenants;
 mod worker;
 
 use std::{panic::AssertUnwindSafe, process::ExitCode};

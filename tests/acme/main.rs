@@ -6,5 +6,7 @@ mod client;
 mod clients;
 mod protocol;
 mod refused;
+mod tenants;
+mod thousand;
 mod trouble;
 mod world;

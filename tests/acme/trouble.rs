@@ -104,6 +104,36 @@ fn a_ca_that_sends_something_else_is_not_believed() {
     assert!(world.ledger().certificates.is_empty());
 }
 
+/// pebble of this Debian says nothing of renewal (RFC 9773): what it would say is said by a stand-in, between two lives of pebble's.
+#[test]
+fn a_ca_that_wants_a_certificate_renewed_early_is_heard() {
+    let mut world = World::new();
+    let client = Client::registered(&world, [127, 0, 0, 1]);
+    let (host, key) = (name("first"), KeyPair::generate().unwrap());
+    let first = client.certificate(&host, &key);
+    assert_eq!(client.certificate(&host, &key), first, "the same, as long as it is not due");
+    let ari = world.ledger().certificates.into_values().next().unwrap().ari;
+    world.stop_ca();
+    let mut all = answers((500, String::new()));
+    all[0].2 = json!({ "newNonce": "CA/nonce", "newAccount": "CA/account", "newOrder": "CA/order", "renewalInfo": "CA/renewal" })
+        .to_string();
+    let window = json!({ "suggestedWindow": { "start": "2026-01-02T03:04:05Z", "end": "2026-01-03T03:04:05Z" } });
+    all.push(("/renewal/*", 200, window.to_string()));
+    world.start_false_ca(&all);
+    world.kill_doors();
+    world.open_doors();
+    let told = client.get(&format!("/acme/renewal-info/{ari}")).ok(200).json();
+    assert_eq!(told, window, "the guest's client hears it");
+    world.kill_doors();
+    world.stop_ca();
+    world.start_ca();
+    world.open_doors();
+    // Whoever asks from now on gets a new one: the same names and key, and the window says that the old one is due.
+    assert_ne!(client.certificate(&host, &key), first);
+    let ledger = world.ledger();
+    assert_eq!((ledger.certificates.len(), ledger.orders.values().filter(|order| order.renewal).count()), (2, 1));
+}
+
 #[test]
 fn a_kill_at_any_moment_of_an_order_loses_nothing() {
     let mut world = World::new();

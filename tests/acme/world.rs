@@ -23,17 +23,16 @@ use seed::{
     render::{Layout, Tools, Vmm},
     serve::{self, Sockets, acme::Ca},
     spec::{
-        access::fingerprint,
         acme::Ledger,
-        address::{Addressing, Lease},
-        desired::Deployment,
-        instance::{Instance, Rollout, Size},
+        address::Addressing,
         name::{FlakeUri, InstanceId, Namespace, StorePath},
     },
     state::{Memory, memory::MemoryState},
 };
 use serde_json::json;
 use tokio::{runtime::Runtime, sync::mpsc};
+
+use crate::tenants;
 
 /// Nothing is built here.
 #[derive(Clone)]
@@ -134,17 +133,22 @@ impl World {
 
     /// Everything is up; the CA wants an external account binding.
     pub fn bound() -> Self {
-        let mut world = Self::prepared(true);
+        let mut world = Self::prepared(true, tenants());
         world.start_ca();
         world
     }
 
     /// Everything but the CA is up.
     pub fn without_ca() -> Self {
-        Self::prepared(false)
+        Self::with(tenants())
     }
 
-    fn prepared(bound: bool) -> Self {
+    /// The same with other tenants.
+    pub fn with(memory: Memory) -> Self {
+        Self::prepared(false, memory)
+    }
+
+    fn prepared(bound: bool, memory: Memory) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path();
         std::fs::write(at.join("bus.conf"), bus_configuration(at)).unwrap();
@@ -159,7 +163,7 @@ impl World {
         };
         let acme = free();
         let world = Self {
-            state: MemoryState::with(tenants()),
+            state: MemoryState::with(memory),
             port: acme.local_addr().unwrap().port(),
             acme,
             dns_tcp,
@@ -189,6 +193,11 @@ impl World {
     /// The address of the directory, as guests are told it.
     pub fn directory_url(&self) -> String {
         format!("http://127.0.0.1:{}/acme/directory", self.port)
+    }
+
+    /// The DNS door.
+    pub fn dns(&self) -> SocketAddr {
+        self.dns_udp.local_addr().unwrap()
     }
 
     pub fn ledger(&self) -> Ledger {
@@ -254,7 +263,8 @@ impl World {
     pub fn start_false_ca(&mut self, answers: &[(&str, u16, String)]) {
         let mut text = format!(
             "{{\n admin off\n auto_https off\n storage file_system {0}\n}}\nhttps://127.0.0.1:{1} {{\n tls {2} {3}\n \
-             header Replay-Nonce nonce\n header Location https://127.0.0.1:{1}/located\n",
+             header Replay-Nonce nonce\n header Location https://127.0.0.1:{1}/located\n \
+             header /renewal/* Retry-After 21600\n",
             self.path("false-ca").display(),
             self.ca_port,
             self.path("ca.pem").display(),
@@ -432,35 +442,7 @@ impl Drop for World {
 
 /// Two namespaces with an instance each.
 fn tenants() -> Memory {
-    let mut memory = Memory::default();
-    for (n, tenant) in TENANTS.into_iter().enumerate() {
-        let id = instance(tenant);
-        let toplevel: StorePath = format!("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-{tenant}").parse().unwrap();
-        let instance = Instance {
-            closure: vec![toplevel.clone()],
-            toplevel,
-            kernel_params: String::new(),
-            size: Size { vcpus: 1, memory_mib: 512 },
-            ports: BTreeMap::new(),
-            volumes: BTreeMap::new(),
-            rollout: Rollout::Recreate,
-            acme: true,
-            shoot: false,
-            tpm: false,
-        };
-        let deployment = Deployment {
-            generation: serde_json::from_value(json!("0123456789ab")).unwrap(),
-            commit: "0123456789abcdef0123456789abcdef01234567".parse().unwrap(),
-            reference: "refs/heads/main".parse().unwrap(),
-            by: fingerprint(b"ann"),
-            at: 1,
-            proven: true,
-            instances: [(id.name.clone(), instance)].into(),
-        };
-        memory.wants.insert(id.namespace.clone(), deployment);
-        memory.leases.insert(id, Lease(n as u16));
-    }
-    memory
+    tenants::memory(TENANTS.map(|tenant| (tenant.to_owned(), vec!["web".to_owned()]))).0
 }
 
 /// Waits until something is so.

@@ -136,4 +136,6 @@ fn new_id() -> std::io::Result<String> {
 }
 
 #[cfg(test)]
+mod siege_tests;
+#[cfg(test)]
 mod tests;
