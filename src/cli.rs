@@ -206,7 +206,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
             timeout_secs: config.github.fetch_timeout_secs,
             max_pack: config.ssh.max_pack,
         },
-        tokens: agent::hook::Tokens(config.credentials_directory()),
+        credentials: agent::credentials::Credentials(config.credentials_directory()),
         github: config.github.server.clone(),
         webhook: config.webhook(),
         every: Duration::from_secs(config.github.fetch_every_secs.into()),

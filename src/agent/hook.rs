@@ -1,20 +1,14 @@
-//! Webhooks and secrets of repositories from elsewhere. A delivery is only ever a reason to look: what is deployed is what the branch is at
+//! Webhooks of repositories from elsewhere, and the secrets that they are signed with. A delivery is only ever a reason to look: what is deployed is what the branch is at
 //! when it is fetched, so one that is kept and sent again later brings nothing old back. It must be signed with the plant's secret all
 //! the same, or anybody could keep this host busy.
 
-use std::{
-    collections::VecDeque,
-    fs,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::{collections::VecDeque, fs, io};
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 use super::{
-    Agent, Event, chain,
+    Agent, Event,
     remote::Notice,
     request::{Answer, Reply},
 };
@@ -137,60 +131,8 @@ pub(super) fn new_secret() -> io::Result<Secret> {
     Ok(Secret(data_encoding::HEXLOWER.encode(&bytes)))
 }
 
-/// The tokens of namespaces: a file each that only root can read. systemd hands it to the unit that fetches, and to nobody else.
-#[derive(Debug, Clone)]
-pub struct Tokens(pub PathBuf);
-
-impl Tokens {
-    /// The file of a namespace, if there is one.
-    pub fn of(&self, namespace: &Namespace) -> Option<PathBuf> {
-        let path = self.path(namespace);
-        path.exists().then_some(path)
-    }
-
-    fn path(&self, namespace: &Namespace) -> PathBuf {
-        self.0.join(format!("{namespace}.token"))
-    }
-
-    /// Keeps a token instead of the one before.
-    pub fn set(&self, namespace: &Namespace, token: &Secret) -> Result<(), Refusal> {
-        let token = token.0.trim();
-        if token.is_empty() || token.len() > 1024 || !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Refusal::Invalid(
-                "a token is one word of at most 1024 printable ASCII characters: TOKEN, or USER:TOKEN".to_owned(),
-            ));
-        }
-        write(&self.0, &self.path(namespace), token.as_bytes())
-            .map_err(|error| Refusal::Failed(format!("this host could not keep the token: {}", chain(&error))))
-    }
-
-    /// Removes it; whether there was one.
-    pub fn forget(&self, namespace: &Namespace) -> Result<bool, Refusal> {
-        match fs::remove_file(self.path(namespace)) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Refusal::Failed(format!("this host could not remove the token: {error}"))),
-        }
-    }
-}
-
-fn write(folder: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let new = path.with_extension("new");
-    // What an interrupted write left behind; if it is not there, all the better.
-    drop(fs::remove_file(&new));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    fs::File::open(folder)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -221,24 +163,5 @@ mod tests {
         assert!((0..REMEMBERED + 1).all(|n| heard.first(&of(n))));
         assert!((1..REMEMBERED + 1).all(|n| !heard.first(&of(n))));
         assert!(heard.first(&of(0)), "it made room for another");
-    }
-
-    #[test]
-    fn a_token_is_kept_for_root_alone_and_replaced_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let tokens = Tokens(folder.path().join("credentials"));
-        let namespace: Namespace = "s-aaaaaaaaaaaa".parse().unwrap();
-        assert!(tokens.of(&namespace).is_none() && !tokens.forget(&namespace).unwrap());
-        for token in ["first", " ann:second\n"] {
-            tokens.set(&namespace, &Secret(token.into())).unwrap();
-            let path = tokens.of(&namespace).unwrap();
-            assert_eq!(fs::read_to_string(&path).unwrap(), token.trim());
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        }
-        assert_eq!(fs::metadata(&tokens.0).unwrap().permissions().mode() & 0o777, 0o700);
-        for bad in ["", " ", "two words", "a\nb", "a\0b", "ü", &"x".repeat(1025)] {
-            assert!(matches!(tokens.set(&namespace, &Secret(bad.into())), Err(Refusal::Invalid(_))), "{bad:?}");
-        }
-        assert!(tokens.forget(&namespace).unwrap() && tokens.of(&namespace).is_none());
     }
 }

@@ -10,6 +10,7 @@ pub mod acme;
 mod acts;
 pub mod authority;
 pub mod bus;
+pub mod credentials;
 pub mod deploy;
 pub mod enter;
 mod guest;

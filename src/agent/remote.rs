@@ -1,18 +1,23 @@
-//! Repositories from elsewhere: planting one, following its branch, and what its owner can set.
+//! Repositories from elsewhere: planting one ([`plant`]), following its branch, and what its owner can set.
 //!
 //! A branch is looked at when its forge says so (see [`super::hook`]), when somebody asks for a deploy, and now and then in any case. One
 //! fetch of a namespace goes on at a time; what comes meanwhile is one more fetch afterwards. A commit that was not seen before
 //! becomes an `Ask`, as a push does, and from there on nothing differs.
 
+mod plant;
+
 use std::{collections::BTreeMap, time::Duration};
+
+pub use self::plant::Planting;
 
 use super::{
     Agent, Event, chain,
-    hook::{Delivery, Heard, Tokens, new_secret},
+    credentials::Credentials,
+    hook::{Delivery, Heard, new_secret},
     job::Job,
     now,
     repository::new_keys,
-    request::{Answer, Reply, invalid, json, principal, text},
+    request::{Answer, Reply, json, principal, text},
     resolve,
 };
 use crate::{
@@ -22,12 +27,11 @@ use crate::{
     },
     bus::{
         Level, Outcome, Refusal, Stage,
-        github::{RemotePlanted, RemoteStatus, Webhook},
+        github::{RemoteStatus, Webhook},
     },
     host::Host,
     spec::{
         access::{Principal, Repository, Verb},
-        caller::Caller,
         name::{FlakeUri, Namespace, RefName, Remote},
     },
     state::{Ask, Change, Plant, Secret, State, Upstream},
@@ -37,7 +41,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub fetcher: Fetcher,
-    pub tokens: Tokens,
+    pub credentials: Credentials,
     /// `https://github.com`
     pub github: String,
     /// Where forges send their deliveries.
@@ -51,12 +55,37 @@ pub struct Settings {
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
-    Plant { who: String, uri: String, code: String, private: bool },
-    Show { who: String, repository: String },
-    SetToken { who: String, repository: String, token: Secret },
-    ForgetToken { who: String, repository: String },
-    NewSecret { who: String, repository: String },
-    Hook { repository: String, branch: String, signature: String, body: Vec<u8> },
+    /// `line` is the public key of who asks, as `.authorized_keys` has it; empty if the door does not know it.
+    Plant {
+        who: String,
+        uri: String,
+        code: String,
+        line: String,
+        token: Option<Secret>,
+    },
+    Show {
+        who: String,
+        repository: String,
+    },
+    SetToken {
+        who: String,
+        repository: String,
+        token: Secret,
+    },
+    ForgetToken {
+        who: String,
+        repository: String,
+    },
+    NewSecret {
+        who: String,
+        repository: String,
+    },
+    Hook {
+        repository: String,
+        branch: String,
+        signature: String,
+        body: Vec<u8>,
+    },
 }
 
 /// What wakes the loop.
@@ -74,14 +103,6 @@ pub enum Notice {
 pub struct Fetched {
     found: Found,
     keys: Result<Option<String>, String>,
-}
-
-/// Who plants what, with which invite code.
-pub struct Planting {
-    who: Caller,
-    uri: FlakeUri,
-    remote: Remote,
-    code: String,
 }
 
 /// What is under way, and what was found last.
@@ -122,7 +143,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Answers a question, at once or from a task.
     pub(super) async fn remote(&mut self, question: Question, answer: Answer) {
         let reply = match question {
-            Question::Plant { who, uri, code, private } => return self.plant_remote(&who, &uri, code, private, answer).await,
+            Question::Plant { who, uri, code, line, token } => {
+                return self.plant_remote(&who, &uri, code, line, token, answer);
+            }
             Question::Hook { repository, branch, signature, body } => {
                 return self.hook(&repository, branch, &signature, body, answer);
             }
@@ -138,10 +161,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     pub(super) async fn remote_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Tried(planting, fetched, answer) => {
-                let reply = match fetched {
-                    Ok(fetched) => self.planted_remote(*planting, Some(fetched)).await,
-                    Err(error) => Err(unreadable(&error)),
-                };
+                let reply = self.tried(*planting, fetched).await;
                 drop(answer.send(reply));
             }
             Notice::Fetched(namespace, fetched) => self.fetched(namespace, fetched).await,
@@ -164,98 +184,20 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    async fn plant_remote(&mut self, who: &str, uri: &str, code: String, private: bool, answer: Answer) {
-        let planting = match self.planting(who, uri, code) {
-            Ok(planting) => planting,
-            Err(refusal) => return drop(answer.send(Err(refusal))),
-        };
-        if private {
-            let reply = self.planted_remote(planting, None).await;
-            return drop(answer.send(reply));
-        }
-        let wanted = self.wanted(&planting.uri.namespace(), &planting.remote, None);
-        let shared = self.shared.clone();
-        tokio::spawn(async move {
-            let fetched = bring(&shared, &wanted).await;
-            drop(shared.events.send(Event::Remote(Notice::Tried(Box::new(planting), fetched, answer))).await);
-        });
-    }
-
-    /// Checks all that can be checked before anything is fetched.
-    fn planting(&mut self, who: &str, uri: &str, code: String) -> Result<Planting, Refusal> {
-        if who.is_empty() {
-            return Err(Refusal::Invalid(
-                "what is elsewhere belongs to the key that plants it, and the operator has none: plant it over SSH".to_owned(),
-            ));
-        }
-        let who: Caller = who.parse().map_err(invalid)?;
-        let uri: FlakeUri = uri.parse().map_err(invalid)?;
-        let FlakeUri::Remote(remote) = &uri else {
-            return Err(Refusal::Invalid(format!("{uri} is a repository of this host")));
-        };
-        let remote = remote.clone();
-        if let Some(other) = self.memory.plants.get(&uri.namespace()) {
-            let why = if other.uri == uri {
-                "is planted already"
-            } else {
-                "has the short name of another flake: name a branch, or rename it"
-            };
-            return Err(Refusal::Invalid(format!("{uri} {why} (namespace {})", uri.namespace())));
-        }
-        // Only looked at: it is used when the first fetch has shown that there is something to plant.
-        self.use_invite(&Principal::Key(who.key().clone()), who.source(), &code, &uri)?;
-        Ok(Planting { who, uri, remote, code })
-    }
-
-    /// Plants what was fetched, or what needs a token before it can be.
-    async fn planted_remote(&mut self, planting: Planting, fetched: Option<Fetched>) -> Result<Reply, Refusal> {
-        // Others were heard while it was fetched.
-        let Planting { who, uri, code, .. } = self.planting(planting.who.as_str(), &planting.uri.to_string(), planting.code)?;
-        let namespace = uri.namespace();
-        let (by, source) = (who.key().clone(), who.source());
-        let invite = self.use_invite(&Principal::Key(by.clone()), source, &code, &uri)?;
-        let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
-        let name = namespace.as_str().parse().map_err(invalid)?;
-        let repository = Repository::new(name, by.clone(), now());
-        let upstream = Upstream { repository, secret: secret.clone(), branch: None, seen: None };
-        let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash: uri.hash(), by, at: now() };
-        // A token of an earlier life of this plant was given for another's sake.
-        self.shared.settings.remotes.tokens.forget(&namespace)?;
-        self.commit(vec![
-            Change::Invite(invite.id.clone(), Some(invite)),
-            Change::Plant(namespace.clone(), Some(plant)),
-            Change::Upstream(namespace.clone(), Some(upstream)),
-        ])
-        .await?;
-        tracing::info!(%namespace, flake = %uri, "planted");
-        let job = match fetched {
-            Some(fetched) => {
-                let job = self.jobs.create(namespace.clone());
-                self.take_up(&namespace, fetched, Some(job.clone())).await;
-                job.name
-            }
-            None => String::new(),
-        };
-        self.fetch_in(&namespace, self.shared.settings.remotes.every);
-        let suffix = format!("{namespace}.{}", self.shared.settings.layout.domain);
-        let webhook = self.webhook(secret);
-        Ok(json(&RemotePlanted { version: 1, namespace: namespace.to_string(), flake: uri.to_string(), job, suffix, webhook }))
-    }
-
     fn webhook(&self, secret: Secret) -> Webhook {
         Webhook { version: 1, url: self.shared.settings.remotes.webhook.clone(), secret: secret.0 }
     }
 
     /// What is fetched for a namespace.
-    fn wanted(&self, namespace: &Namespace, remote: &Remote, known: Option<crate::spec::name::Commit>) -> Wanted {
+    fn wanted(
+        &self,
+        namespace: &Namespace,
+        remote: &Remote,
+        known: Option<crate::spec::name::Commit>,
+        token: Option<std::path::PathBuf>,
+    ) -> Wanted {
         let settings = &self.shared.settings.remotes;
-        Wanted {
-            namespace: namespace.clone(),
-            url: remote.url(&settings.github),
-            branch: remote.branch().cloned(),
-            known,
-            token: settings.tokens.of(namespace),
-        }
+        Wanted { namespace: namespace.clone(), url: remote.url(&settings.github), branch: remote.branch().cloned(), known, token }
     }
 
     /// Fetches a planted repository; with a job it is deployed whether or not there is something new.
@@ -276,7 +218,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return;
         }
         let known = if job.is_some() { None } else { upstream.seen.clone() };
-        let wanted = self.wanted(namespace, &remote, known);
+        let token = self.shared.settings.remotes.credentials.token(namespace);
+        let wanted = self.wanted(namespace, &remote, known, token);
         if let Some(job) = &job {
             job.say(Stage::Fetch, Level::Info, format!("fetching {}", wanted.url));
         }
@@ -430,7 +373,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             flake: plant.uri.to_string(),
             branch: self.branch_of(&plant.namespace).map(|branch| branch.short().to_owned()).unwrap_or_default(),
             commit: seen.map(ToString::to_string).unwrap_or_default(),
-            token: settings.tokens.of(&plant.namespace).is_some(),
+            token: settings.credentials.token(&plant.namespace).is_some(),
             webhook_url: settings.webhook.clone(),
             fetched: last.map_or(0, |last| last.at),
             problem: last.map(|last| last.problem.clone()).unwrap_or_default(),
@@ -440,14 +383,14 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     fn set_token(&mut self, who: &str, name: &str, token: &Secret) -> Result<Reply, Refusal> {
         let plant = self.remote_plant(who, Verb::Administer, name)?;
-        self.shared.settings.remotes.tokens.set(&plant.namespace, token)?;
+        self.shared.settings.remotes.credentials.set_token(&plant.namespace, token)?;
         tracing::info!(namespace = %plant.namespace, "a token was set");
         Ok(Reply::Nothing)
     }
 
     fn forget_token(&mut self, who: &str, name: &str) -> Result<Reply, Refusal> {
         let plant = self.remote_plant(who, Verb::Administer, name)?;
-        if !self.shared.settings.remotes.tokens.forget(&plant.namespace)? {
+        if !self.shared.settings.remotes.credentials.forget(&plant.namespace)? {
             return Err(Refusal::NotFound(format!("{} has no token", plant.uri)));
         }
         tracing::info!(namespace = %plant.namespace, "the token was removed");
@@ -477,14 +420,4 @@ async fn bring<H: Host, B: Builder>(shared: &super::Shared<H, B>, wanted: &Wante
     let pushed = settings.reader.pushed(&place, found.branch.clone(), found.commit.clone()).await;
     let keys = pushed.map_err(|error| FetchError::Refused(chain(&error)))?.keys;
     Ok(Fetched { found, keys })
-}
-
-/// Why something is not planted: its first fetch failed.
-fn unreadable(error: &FetchError) -> Refusal {
-    match error {
-        FetchError::Host(_) => Refusal::Failed(format!("{error}; the code was not spent")),
-        FetchError::Refused(_) => Refusal::NotFound(format!(
-            "{error}; it was not planted, and the code was not spent. If it is private: plant it with --private, and give it a token then"
-        )),
-    }
 }

@@ -90,7 +90,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Plan => return self.plan(answer),
             Request::OpenRepository { who, name, access } => return self.open_repository(&who, &name, &access, answer).await,
             Request::Plant { who, uri, code } if remote::is_remote(&uri) => {
-                return self.remote(remote::Question::Plant { who, uri, code, private: false }, answer).await;
+                let question = remote::Question::Plant { who, uri, code, line: String::new(), token: None };
+                return self.remote(question, answer).await;
             }
             Request::Deploy { who, repository } if self.is_elsewhere(&who, &repository) => {
                 return self.deploy_remote(&who, &repository, answer);

@@ -67,7 +67,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         match &plant.uri {
             FlakeUri::Silo(_) => kept.insert(0, format!("the repository {} and who may push to it", plant.uri)),
             // First the token: it was given for this plant, and must not outlive it.
-            FlakeUri::Remote(_) => drop(self.shared.settings.remotes.tokens.forget(namespace)?),
+            FlakeUri::Remote(_) => drop(self.shared.settings.remotes.credentials.forget(namespace)?),
         }
         self.commit(self.forget(namespace)).await?;
         self.publish_namespace(namespace);

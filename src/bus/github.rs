@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 /// The agent, as who follows a repository from elsewhere sees it.
 #[zbus::proxy(interface = "farm.loom.Seed1.GitHub", default_service = "farm.loom.Seed1", default_path = "/farm/loom/Seed1")]
 pub trait GitHub {
-    /// Registers a flake from elsewhere with an invite code, and deploys it. With `private`, it is not fetched yet: it needs a token first.
-    /// Returns a [`RemotePlanted`].
-    fn plant(&self, who: &str, uri: &str, code: &str, private: bool) -> zbus::Result<String>;
+    /// Fetches a flake from elsewhere, with `token` if it is not empty; if its `.authorized_keys` says that it is `who`'s, registers it with an
+    /// invite code and deploys it. `line` is the public key of `who` as that file has it, for a refusal to show; it may be empty. The operator
+    /// needs neither a code nor a line there: the first key there that may own it does. Returns a [`RemotePlanted`].
+    fn plant(&self, who: &str, uri: &str, code: &str, line: &str, token: &str) -> zbus::Result<String>;
     /// How a repository from elsewhere is followed: a [`RemoteStatus`].
     fn show(&self, who: &str, repository: &str) -> zbus::Result<String>;
     /// Keeps a token with which a repository can be read. It is never shown again.
@@ -38,7 +39,7 @@ pub struct RemotePlanted {
     pub version: u32,
     pub namespace: String,
     pub flake: String,
-    /// The job of the first deployment; empty if it needs a token first.
+    /// The job of the first deployment.
     pub job: String,
     /// Names end in this: `<instance>.<namespace>.<domain>`.
     pub suffix: String,

@@ -75,7 +75,12 @@ impl From<std::io::Error> for End {
 
 /// Whether a verb reads its standard input; what is sent to the others is best dropped at once.
 pub fn reads(words: &[String]) -> bool {
-    words.first().is_some_and(|verb| verb == "remote") && words.iter().any(|word| word == "token")
+    let has = |wanted: &str| words.iter().any(|word| word == wanted);
+    match words.first().map(String::as_str) {
+        Some("remote") => has("token"),
+        Some("plant") => has("--token"),
+        _ => false,
+    }
 }
 
 /// Runs one verb for the holder of a key, or for the operator if `who` is `None`. Returns the exit code.
@@ -177,7 +182,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 self.follow(&job, arguments.json).await
             }
             "deploys" | "rollback" | "pin" | "unpin" | "stop" | "start" | "destroy" | "unplant" => self.history(verb, rest).await,
-            "plant" => self.plant(&arguments(&["--private"], &[], 2)?).await,
+            "plant" => self.plant(&arguments(&["--token"], &[], 2)?).await,
             "remote" => self.remote(&arguments(&[], &[], 2)?).await,
             "plan" | "invite" if !operator => {
                 Err(Refusal::Denied(format!("{verb} is for the operator, on the host itself: seed {verb}")).into())
@@ -251,7 +256,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             _ => arguments.required(1, "an invite code: plant silo:my-app CODE")?,
         };
         if !uri.starts_with("silo:") {
-            return self.plant_remote(uri, code, arguments.flag("--private"), arguments.json).await;
+            return self.plant_remote(uri, code, arguments.flag("--token"), arguments.json).await;
         }
         let document = ask::within(self.agent.plant(self.name(), uri, code)).await?;
         let planted: Planted = serde_json::from_str(&document).map_err(show::unreadable)?;

@@ -216,7 +216,8 @@ impl server::Handler for Connection {
         if is_sha1(key.algorithm) {
             return Ok(Auth::reject());
         }
-        self.who = fingerprint(key.public_key).map(|key| Caller::new(key, self.peer.ip()));
+        let line = key.public_key.to_openssh().unwrap_or_default();
+        self.who = fingerprint(key.public_key).map(|key| Caller::new(key, self.peer.ip()).with_line(line));
         Ok(if self.who.is_some() { Auth::Accept } else { Auth::reject() })
     }
 

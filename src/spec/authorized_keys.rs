@@ -123,6 +123,12 @@ fn short(text: &str) -> String {
     format!("{:?}", text.chars().take(40).collect::<String>())
 }
 
+/// The blob of the key of a line without options: a `.pub` file.
+pub fn blob(line: &str) -> Option<Vec<u8>> {
+    let (kind, rest) = word(line);
+    key(kind, rest)
+}
+
 /// The blob of a key whose type was the word before, if `rest` begins with one.
 fn key(kind: &str, rest: &str) -> Option<Vec<u8>> {
     let blob = data_encoding::BASE64.decode(word(rest).0.as_bytes()).ok()?;

@@ -10,6 +10,7 @@ pub struct Caller {
     key: KeyId,
     source: Option<IpAddr>,
     text: String,
+    line: String,
 }
 
 impl Caller {
@@ -18,7 +19,17 @@ impl Caller {
         // An IPv4 client of an IPv6 socket is known by its IPv4 address.
         let source = source.to_canonical();
         let text = format!("{key}@{source}");
-        Self { key, source: Some(source), text }
+        Self { key, source: Some(source), text, line: String::new() }
+    }
+
+    /// The same, with the public key as a line of `.authorized_keys`. It is no part of the word.
+    pub fn with_line(self, line: String) -> Self {
+        Self { line, ..self }
+    }
+
+    /// The public key, as a line of `.authorized_keys`; empty if it is not known.
+    pub fn line(&self) -> &str {
+        &self.line
     }
 
     pub fn key(&self) -> &KeyId {
@@ -39,7 +50,7 @@ impl Caller {
 impl From<KeyId> for Caller {
     /// Somebody whose address is not known.
     fn from(key: KeyId) -> Self {
-        Self { text: key.to_string(), key, source: None }
+        Self { text: key.to_string(), key, source: None, line: String::new() }
     }
 }
 

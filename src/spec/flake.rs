@@ -147,7 +147,7 @@ fn https(given: &str, text: &str) -> Result<Remote, NameError> {
     let (authority, path) =
         place.split_once('/').ok_or_else(|| refuse(given, "names no repository: write git+https://HOST/PATH"))?;
     if authority.contains('@') {
-        return Err(refuse(given, "names a user or a password: leave it out, and give this host a token after it is planted"));
+        return Err(refuse(given, "names a user or a password: leave it out, and plant it with --token"));
     }
     let (host, port) = match authority.split_once(':') {
         None => (authority, None),

@@ -19,5 +19,6 @@ pub mod flake;
 pub mod instance;
 pub mod manifest;
 pub mod name;
+pub mod ownership;
 pub mod quantity;
 pub mod quota;

@@ -53,13 +53,14 @@ impl Forge {
         self.folder.path().join(format!("{name}.git"))
     }
 
-    /// Commits to a branch of `user/repo`, which is made if it is not there; returns the commit.
+    /// Commits to a branch of `user/repo`, which is made if it is not there, and is ann's by its `.authorized_keys`; returns the commit.
     pub fn commit(&self, name: &str, branch: &str, files: &[(&str, &str)]) -> String {
         let (bare, work) = (self.bare(name), self.folder.path().join(name.replace('/', "-")));
         if !bare.exists() {
             std::fs::create_dir_all(bare.parent().unwrap()).unwrap();
             git(self.folder.path(), &["init", "-q", "--bare", bare.to_str().unwrap()]);
             git(self.folder.path(), &["init", "-q", work.to_str().unwrap()]);
+            std::fs::write(work.join(".authorized_keys"), crate::desk::person("ann").1).unwrap();
         }
         for (file, text) in files {
             std::fs::write(work.join(file), text).unwrap();

@@ -14,7 +14,10 @@ use seed::{
 };
 use serde_json::json;
 
-use crate::world::{World, ann, bob};
+use crate::{
+    desk::person,
+    world::{World, ann, bob},
+};
 
 fn ask(question: Question) -> Request {
     Request::Remote(question)
@@ -24,15 +27,21 @@ fn id(uri: &str, name: &str) -> InstanceId {
     InstanceId { namespace: uri.parse::<FlakeUri>().unwrap().namespace(), name: name.parse().unwrap() }
 }
 
-async fn plant(world: &World, who: &KeyId, uri: &str, code: &str, private: bool) -> Result<RemotePlanted, Refusal> {
-    let question = Question::Plant { who: who.to_string(), uri: uri.into(), code: code.into(), private };
+async fn plant(world: &World, who: &KeyId, uri: &str, code: &str) -> Result<RemotePlanted, Refusal> {
+    plant_with(world, who.as_str(), uri, code, None).await
+}
+
+async fn plant_with(world: &World, who: &str, uri: &str, code: &str, token: Option<&str>) -> Result<RemotePlanted, Refusal> {
+    let line = ["ann", "bob"].map(person).into_iter().find(|(key, _)| key.as_str() == who).map(|(_, line)| line);
+    let (line, token) = (line.unwrap_or_default(), token.map(|token| Secret(token.into())));
+    let question = Question::Plant { who: who.into(), uri: uri.into(), code: code.into(), line, token };
     Ok(serde_json::from_str(&world.text(ask(question)).await?).unwrap())
 }
 
 /// ann's repository at the forge, planted and running.
 async fn planted(world: &World, uri: &str) -> RemotePlanted {
     let code = world.invite(1).await;
-    let planted = plant(world, &ann(), uri, &code, false).await.unwrap();
+    let planted = plant(world, &ann(), uri, &code).await.unwrap();
     let (outcome, said) = world.follow(&planted.job).await;
     assert_eq!(outcome, Outcome::Done, "{said}");
     planted
@@ -186,15 +195,24 @@ async fn a_private_repository_is_read_with_a_token_that_is_shown_to_nobody() {
     let commit = world.forge.commit("ann/app", "main", &[]);
     world.forge.lock("ann:s3cret");
     let code = world.invite(1).await;
-    let Err(Refusal::NotFound(said)) = plant(&world, &ann(), "github:ann/app", &code, false).await else { panic!("it is private") };
-    assert!(said.contains("private") && said.contains("--private") && said.contains("not spent"), "{said}");
-    // The code was not spent.
-    let planted = plant(&world, &ann(), "github:ann/app", &code, true).await.unwrap();
-    assert_eq!(planted.job, "");
+    let Err(Refusal::NotFound(said)) = plant(&world, &ann(), "github:ann/app", &code).await else { panic!("it is private") };
+    assert!(said.contains("private") && said.contains("--token") && said.contains("not spent"), "{said}");
+    let kept = || std::fs::read_dir(world.path("credentials")).map_or(0, Iterator::count);
+    let with = |who: &KeyId, token: &'static str| {
+        let who = who.to_string();
+        let (world, code) = (&world, &code);
+        async move { plant_with(world, &who, "github:ann/app", code, Some(token)).await }
+    };
+    assert!(matches!(with(&ann(), "ann:wrong").await, Err(Refusal::NotFound(_))));
+    // Whoever has a token can read it, and no more.
+    assert!(matches!(with(&bob(), "ann:s3cret").await, Err(Refusal::Denied(_))));
+    assert!(matches!(with(&ann(), "two words").await, Err(Refusal::Invalid(_))));
+    assert_eq!(kept(), 0, "a token that was of no use is not kept");
+    let planted = with(&ann(), "ann:s3cret").await.unwrap();
+    assert_eq!(kept(), 1);
+    let (outcome, said) = world.follow(&planted.job).await;
+    assert_eq!(outcome, Outcome::Done, "{said}");
     let deploy = || Request::Deploy { who: ann().to_string(), repository: "github:ann/app".into() };
-    let job = world.text(deploy()).await.unwrap();
-    let (outcome, said) = world.follow(&job).await;
-    assert!(outcome == Outcome::Failed && said.contains("`remote REPO token`"), "{said}");
     let set = |who: &KeyId, token: &str| {
         let token = Secret(token.to_owned());
         world.handle.ask(ask(Question::SetToken { who: who.to_string(), repository: "app".into(), token }))
@@ -202,7 +220,8 @@ async fn a_private_repository_is_read_with_a_token_that_is_shown_to_nobody() {
     assert!(matches!(set(&bob(), "mine").await, Err(Refusal::NotFound(_))));
     set(&ann(), "ann:wrong").await.unwrap();
     let job = world.text(deploy()).await.unwrap();
-    assert_eq!(world.follow(&job).await.0, Outcome::Failed);
+    let (outcome, said) = world.follow(&job).await;
+    assert!(outcome == Outcome::Failed && said.contains("`remote REPO token`"), "{said}");
     set(&ann(), "ann:s3cret").await.unwrap();
     let job = world.text(deploy()).await.unwrap();
     let (outcome, said) = world.follow(&job).await;
@@ -227,7 +246,7 @@ async fn what_cannot_be_followed_is_refused_with_its_reason_and_spends_no_code()
     let world = World::new().await;
     world.table.set("web", "one", json!({}));
     world.forge.commit("ann/app", "main", &[]);
-    assert!(matches!(plant(&world, &ann(), "github:ann/app", "nonsense", false).await, Err(Refusal::Denied(_))));
+    assert!(matches!(plant(&world, &ann(), "github:ann/app", "nonsense").await, Err(Refusal::Denied(_))));
     assert_eq!(world.forge.requests(""), 0, "without a code nothing is asked of anybody");
     let code = world.invite(1).await;
     for (uri, reason) in [
@@ -237,14 +256,14 @@ async fn what_cannot_be_followed_is_refused_with_its_reason_and_spends_no_code()
         ("silo:app", "of this host"),
         ("path:/etc", "nothing that can be planted"),
     ] {
-        let said = plant(&world, &ann(), uri, &code, false).await.unwrap_err().to_string();
+        let said = plant(&world, &ann(), uri, &code).await.unwrap_err().to_string();
         assert!(said.contains(reason), "{uri}: {said}");
     }
     // A server that leads elsewhere is not followed.
     let elsewhere = crate::forge::Forge::new();
     elsewhere.commit("ann/app", "main", &[]);
     world.forge.moves_to(&elsewhere.url);
-    let said = plant(&world, &ann(), "github:ann/app", &code, false).await.unwrap_err().to_string();
+    let said = plant(&world, &ann(), "github:ann/app", &code).await.unwrap_err().to_string();
     assert!(said.contains("has moved") && elsewhere.requests("") == 0, "{said}");
     assert!(world.status("").await.namespaces.is_empty());
 }
@@ -267,7 +286,7 @@ async fn a_stranger_neither_sees_nor_changes_what_another_has_planted() {
     }
     assert!(world.text(Request::Deploy { who: who.clone(), repository }).await.is_err());
     let code = world.invite(1).await;
-    let said = plant(&world, &bob(), "github:ann/app", &code, false).await.unwrap_err().to_string();
+    let said = plant(&world, &bob(), "github:ann/app", &code).await.unwrap_err().to_string();
     assert!(said.contains("is planted already"), "{said}");
     for name in ["github:ann/app/web", "app/web", "web"] {
         let restart = |who: &str| Request::Restart { who: who.into(), instance: name.into() };
@@ -283,7 +302,7 @@ async fn keys_that_stand_in_the_repository_may_act_and_the_one_that_planted_it_c
     world.table.set("web", "one", json!({}));
     let blob: Vec<u8> = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 3, 1, 2, 3]].concat();
     let guest = seed::spec::access::fingerprint(&blob);
-    let line = format!("ssh-ed25519 {} guest\n", data_encoding::BASE64.encode(&blob));
+    let line = format!("{}\nssh-ed25519 {} guest\n", person("ann").1, data_encoding::BASE64.encode(&blob));
     world.forge.commit("ann/app", "main", &[(".authorized_keys", &line)]);
     planted(&world, "github:ann/app").await;
     let deploy = |who: &KeyId| Request::Deploy { who: who.to_string(), repository: "app".into() };
@@ -359,4 +378,48 @@ async fn who_planted_it_finds_what_was_done_in_the_record_and_a_namesake_does_no
     assert!(!anns.contains("s3cret"), "{anns}");
     let bobs = said(&bob()).await;
     assert!(bobs.contains("create") && !bobs.contains("token") && !bobs.contains("github:ann/app"), "{bobs}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_stand_in_the_repository_plants_it_under_no_code() {
+    let world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    let uri = "github:ann/app";
+    let code = world.invite(1).await;
+    let (ann_line, bob_line) = (person("ann").1, person("bob").1);
+    let role = |role: &str, line: &str| format!("environment=\"SEED_ROLE={role}\" {line}\n");
+    let table = [
+        (format!("{ann_line}\n"), "has no line for your key"),
+        (role("read", &bob_line), "too little"),
+        (format!("environment=\"SEED_INSTANCE=web\" {bob_line}\n"), "only web"),
+        (format!("expiry-time=\"20200101Z\" {bob_line}\n"), "until 20200101Z"),
+        (format!("{}{bob_line}\n", role("admin", &ann_line)), "names admins"),
+        (format!("from=\"10.0.0.0/8\" {bob_line}\n"), "line 1 has from="),
+        ("garbage\n".to_owned(), "has no line for your key"),
+    ];
+    for (file, reason) in &table {
+        world.forge.commit("ann/app", "main", &[(".authorized_keys", file)]);
+        let Err(Refusal::Denied(said)) = plant(&world, &bob(), uri, &code).await else { panic!("{file}") };
+        assert!(said.contains(reason) && said.contains("the code was not spent"), "{file}: {said}");
+        // What is told is a line that will do.
+        assert!(said.ends_with(&bob_line), "{said}");
+    }
+    // Another branch says nothing of this one.
+    world.forge.commit("ann/app", "next", &[(".authorized_keys", &format!("{bob_line}\n"))]);
+    assert!(matches!(plant(&world, &bob(), uri, &code).await, Err(Refusal::Denied(_))));
+    let memory = world.state.memory();
+    assert!(memory.plants.is_empty() && memory.upstreams.is_empty() && memory.invites.values().all(|invite| invite.uses_left == 1));
+
+    // The operator's word is enough; it belongs to the first key there that may own it.
+    world.forge.commit("ann/app", "main", &[(".authorized_keys", "nobody\n")]);
+    let Err(Refusal::Invalid(said)) = plant_with(&world, "", uri, "", None).await else { panic!("nobody's") };
+    assert!(said.contains("needs an owner"), "{said}");
+    let file = format!("{}{ann_line}\n", role("read", &bob_line));
+    world.forge.commit("ann/app", "main", &[(".authorized_keys", &file)]);
+    let planted = plant_with(&world, "", uri, "", None).await.unwrap();
+    assert_eq!(world.follow(&planted.job).await.0, Outcome::Done);
+    assert_eq!(world.state.memory().upstreams[&id(uri, "web").namespace].repository.owner, ann());
+    // Who only reads may not make another secret for it.
+    let question = |who: &KeyId| ask(Question::NewSecret { who: who.to_string(), repository: "app".into() });
+    assert!(matches!(world.text(question(&bob())).await, Err(Refusal::Denied(_))) && world.text(question(&ann())).await.is_ok());
 }

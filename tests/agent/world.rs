@@ -12,7 +12,8 @@ use seed::{
     agent::{
         Agent, Handle, Settings,
         authority::Authority,
-        hook, remote,
+        credentials::Credentials,
+        remote,
         request::{Reply, Request},
     },
     build::{BuildError, Builder, Evaluated, Job, Realised, fetch::Fetcher},
@@ -20,10 +21,7 @@ use seed::{
     config::Config,
     host::sim::Sim,
     render::{Layout, Tools, Vmm},
-    spec::{
-        access::fingerprint,
-        name::{InstanceId, KeyId, Namespace, StorePath},
-    },
+    spec::name::{InstanceId, KeyId, Namespace, StorePath},
     state::memory::MemoryState,
 };
 use serde_json::{Value, json};
@@ -127,11 +125,11 @@ pub struct World {
 }
 
 pub fn ann() -> KeyId {
-    fingerprint(b"ann")
+    crate::desk::person("ann").0
 }
 
 pub fn bob() -> KeyId {
-    fingerprint(b"bob")
+    crate::desk::person("bob").0
 }
 
 fn git(at: &Path, words: &[&str]) -> String {
@@ -337,7 +335,7 @@ async fn start(
                 mirrors: dir.path().join("mirrors"),
                 allow: vec!["127.0.0.0/8".parse().unwrap()],
             },
-            tokens: hook::Tokens(dir.path().join("credentials")),
+            credentials: Credentials(dir.path().join("credentials")),
             github: forge.url.clone(),
             webhook: "http://seed.example/webhook/github".to_owned(),
             every,

@@ -7,9 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seed::bus::{
-    PATH, Refusal,
-    github::{RemotePlanted, RemoteStatus, Webhook},
+use seed::{
+    bus::{
+        PATH, Refusal,
+        github::{RemotePlanted, RemoteStatus, Webhook},
+    },
+    spec::{access::fingerprint, authorized_keys},
 };
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -36,12 +39,14 @@ fn webhook() -> Webhook {
 
 #[zbus::interface(name = "farm.loom.Seed1.GitHub")]
 impl GitHub {
-    fn plant(&self, _who: &str, uri: &str, code: &str, private: bool) -> Result<String, Refusal> {
-        self.call(format!("plant {uri} {code} {private}"));
+    fn plant(&self, who: &str, uri: &str, code: &str, line: &str, token: &str) -> Result<String, Refusal> {
+        let (key, _) = who.split_once('@').unwrap();
+        assert_eq!(fingerprint(&authorized_keys::blob(line).unwrap()).as_str(), key, "the key of who asks, to be shown");
+        self.call(format!("plant {uri} {code} {token}"));
         if code != "good" {
             return Err(Refusal::Denied("this code is unknown or spent".into()));
         }
-        let job = if private { String::new() } else { "job-1".into() };
+        let job = "job-1".into();
         let (namespace, suffix) = ("s-aaaaaaaaaaaa".into(), "s-aaaaaaaaaaaa.seed.example".into());
         let planted = RemotePlanted { version: 1, namespace, flake: uri.into(), job, suffix, webhook: webhook() };
         Ok(serde_json::to_string(&planted).unwrap())
@@ -161,7 +166,7 @@ async fn a_repository_from_elsewhere_is_planted_and_its_token_comes_on_standard_
     let (world, github) = world().await;
     let said = world.ssh("ann", &["plant", "github:ann/app", "good"]).await.ok();
     said.out_has("planted as s-aaaaaaaaaaaa").out_has("Payload URL   http://seed.example/webhook/github").out_has("0123456789");
-    world.ssh("ann", &["plant", "github:ann/app", "good", "--private"]).await.ok().out_has("remote github:ann/app token <FILE");
+    world.ssh("ann", &["plant", "github:ann/app", "good", "--token"]).await.err_has("there is no token on standard input");
     let refused = world.ssh("ann", &["plant", "github:ann/app", "bad"]).await;
     assert_eq!(refused.code, 4);
     refused.err_has("unknown or spent");
@@ -170,13 +175,19 @@ async fn a_repository_from_elsewhere_is_planted_and_its_token_comes_on_standard_
     assert!(!said.out.contains('\u{1b}'));
     assert_eq!(world.ssh("ann", &["remote", "app", "tokne"]).await.code, 2);
     world.ssh("ann", &["remote", "app", "token"]).await.err_has("there is no token on standard input");
-    for (sent, words) in [("s3cret\n", vec!["remote", "app", "token"]), ("ann:s3cret", vec!["remote", "--json", "app", "token"])] {
+    for (sent, words) in [
+        ("s3cret\n", vec!["remote", "app", "token"]),
+        ("ann:s3cret", vec!["remote", "--json", "app", "token"]),
+        ("s3cret\n", vec!["plant", "github:ann/app", "good", "--token"]),
+    ] {
         let mut child = world.ssh_command("ann", &words).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(sent.as_bytes()).await.unwrap();
         let output = child.wait_with_output().await.unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success() && text.contains("is kept") && !text.contains("s3cret"), "{text}");
-        assert_eq!(github.calls().last().unwrap(), &format!("token app {}", sent.trim()));
+        assert!(output.status.success() && !text.contains("s3cret"), "{text}");
+        let (said, call) = if words[0] == "plant" { ("is planted", "plant github:ann/app good") } else { ("is kept", "token app") };
+        assert!(text.contains(said), "{text}");
+        assert_eq!(github.calls().last().unwrap(), &format!("{call} {}", sent.trim()));
     }
     world.ssh("ann", &["remote", "app", "forget"]).await.ok().out_has("removed");
     world.ssh("ann", &["remote", "app", "secret"]).await.ok().out_has("0123456789");

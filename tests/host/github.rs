@@ -50,8 +50,13 @@ fn a_repository_of_a_forge_is_followed_and_a_private_one_is_read_with_its_token(
     let ann = machine.tenant("ann", "app");
     push(&ann);
 
-    // A repository that is not there spends nothing.
+    // A repository that is not there spends nothing, and neither does one that does not say whose it is.
     let code = machine.invite();
+    let wrong = ann.shell(&["plant", "github:ann/app", &code]);
+    let line = machine.run(&["cut", "-d", " ", "-f", "1,2", "/root/ann/key.pub"]).ok();
+    assert!(wrong.code == 4 && wrong.err.contains("not spent") && wrong.err.contains(line.trim()), "{}", wrong.all());
+    ann.write(".authorized_keys", &line);
+    push(&ann);
     let wrong = ann.shell(&["plant", "github:ann/none", &code]);
     assert!(wrong.code == 3 && wrong.err.contains("does not exist") && wrong.err.contains("not spent"), "{}", wrong.all());
     let planted = ann.shell(&["plant", "github:ann/app", &code]);

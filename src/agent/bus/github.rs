@@ -43,6 +43,7 @@ impl GitHubFace {
 
 #[zbus::interface(name = "farm.loom.Seed1.GitHub")]
 impl GitHubFace {
+    #[allow(clippy::too_many_arguments, reason = "the bus's header and connection count")]
     async fn plant(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -50,10 +51,12 @@ impl GitHubFace {
         who: String,
         uri: String,
         code: String,
-        private: bool,
+        line: String,
+        token: String,
     ) -> Result<String, Refusal> {
         self.callers.check(&header, connection, &who).await?;
-        self.text(Question::Plant { who, uri, code, private }).await
+        let token = Some(token).filter(|token| !token.is_empty()).map(Secret);
+        self.text(Question::Plant { who, uri, code, line, token }).await
     }
 
     async fn show(

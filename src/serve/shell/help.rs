@@ -124,11 +124,12 @@ const VERBS: [Verb; 25] = [
     },
     Verb {
         name: "plant",
-        usage: "plant FLAKE CODE [--private]",
+        usage: "plant FLAKE CODE [--token]",
         short: "run a repository here, with an invite code",
         long: "FLAKE is silo:REPO, github:USER/REPO[/BRANCH] or git+https://HOST/PATH[?ref=BRANCH]. Afterwards every push of its (default) \
-               branch deploys it; of one that is elsewhere, once its webhook is set up. With --private it is not fetched before it has a \
-               token (see help remote). The operator hands out codes.",
+               branch deploys it; of one that is elsewhere, once its webhook is set up. That one has to say that it is yours: your key stands in \
+               .authorized_keys at the top of that branch, without SEED_ROLE=read, SEED_INSTANCE or a date that is over, and as an admin if any \
+               line is one. With --token, a token to read it with comes on standard input. The operator hands out codes.",
         operator: false,
     },
     Verb {
@@ -210,6 +211,7 @@ fn options(verb: &str) -> &'static [VerbOption] {
             ("boot", Some('b'), None, "Only since the last start"),
             ("build", None, None, "What the last deploy said"),
         ],
+        "plant" => &[("token", None, None, "Read a token for a private repository from standard input")],
         "invite" => &[
             ("uses", None, Some("N"), "How often it may be used"),
             ("expires", None, Some("SPAN"), "For how long: 12h, 7d, never"),

@@ -9,6 +9,7 @@ use crate::{
         github::{GitHubProxy, RemotePlanted, RemoteStatus, Webhook},
     },
     serve::ask,
+    spec::caller::Caller,
 };
 
 /// The longest token, and what a terminal or a pipe may put behind it.
@@ -21,8 +22,10 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
     }
 
     /// `plant` of a flake that is not silo's.
-    pub(super) async fn plant_remote(&mut self, uri: &str, code: &str, private: bool, json: bool) -> Result<u8, End> {
-        let document = ask::within(self.github().await?.plant(self.name(), uri, code, private)).await?;
+    pub(super) async fn plant_remote(&mut self, uri: &str, code: &str, token: bool, json: bool) -> Result<u8, End> {
+        let token = if token { self.token("plant FLAKE CODE --token").await? } else { String::new() };
+        let line = self.who.map_or("", Caller::line);
+        let document = ask::within(self.github().await?.plant(self.name(), uri, code, line, token.trim())).await?;
         let planted: RemotePlanted = serde_json::from_str(&document).map_err(show::unreadable)?;
         if json {
             self.print(&format!("{document}\n")).await?;
@@ -30,15 +33,6 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             let RemotePlanted { namespace, flake, suffix, webhook, .. } = &planted;
             self.print(&format!("{flake} is planted as {namespace}\nnames end in {suffix}\n")).await?;
             self.print(&webhook_text(webhook)).await?;
-            if planted.job.is_empty() {
-                let text = format!(
-                    "\nIt was not fetched yet. Give this host a token, then deploy it:\n\n  ssh HOST remote {flake} token <FILE\n  ssh HOST deploy {flake}\n"
-                );
-                self.print(&text).await?;
-            }
-        }
-        if planted.job.is_empty() {
-            return Ok(0);
         }
         self.follow(&planted.job, json).await
     }
@@ -62,7 +56,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 }
             }
             Some("token") => {
-                let token = self.token().await?;
+                let token = self.token("remote REPO token").await?;
                 ask::within(github.set_token(&who, repository, token.trim())).await?;
                 done("the token is kept; it is shown to nobody")
             }
@@ -86,7 +80,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
     }
 
     /// A line of standard input. Never an argument: those are for everybody to read, on the machine where they are typed too.
-    async fn token(&mut self) -> Result<String, End> {
+    async fn token(&mut self, verb: &str) -> Result<String, End> {
         if self.look.terminal {
             self.print("Token (it is not shown): ").await?;
         }
@@ -105,7 +99,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
         }
         let text = String::from_utf8(bytes).map_err(|_| Refusal::Invalid("a token is text".into()))?;
         if text.trim().is_empty() {
-            return Err(Refusal::Invalid("there is no token on standard input: ssh HOST remote REPO token <FILE".into()).into());
+            return Err(Refusal::Invalid(format!("there is no token on standard input: ssh HOST {verb} <FILE")).into());
         }
         Ok(text)
     }

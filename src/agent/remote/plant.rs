@@ -1,0 +1,174 @@
+//! Planting a repository from elsewhere. Whoever plants it first has its namespace, so the repository itself has to say that it is
+//! theirs ([`ownership`]): it is fetched and its `.authorized_keys` read before an invite is spent and before anything is remembered.
+
+use super::{Fetched, Notice, Settings, bring};
+use crate::{
+    agent::{
+        Agent, Event,
+        hook::new_secret,
+        now,
+        request::{Answer, Reply, invalid, json, principal, source},
+    },
+    build::{Builder, fetch::FetchError},
+    bus::{Refusal, github::RemotePlanted},
+    host::Host,
+    spec::{
+        access::{Principal, Repository, fingerprint},
+        authorized_keys,
+        name::{FlakeUri, KeyId, Remote},
+        ownership,
+    },
+    state::{Change, Invite, Plant, Secret, State, Upstream},
+};
+
+/// Who plants what, with which invite code.
+pub struct Planting {
+    who: Principal,
+    source: Option<std::net::IpAddr>,
+    uri: FlakeUri,
+    remote: Remote,
+    code: String,
+    /// The public key of whoever plants, for them to see.
+    line: String,
+    /// The token that was given with it.
+    lent: Option<std::path::PathBuf>,
+}
+
+impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
+    /// Fetches what is to be planted, in a task that answers.
+    pub(super) fn plant_remote(&mut self, who: &str, uri: &str, code: String, line: String, token: Option<Secret>, answer: Answer) {
+        let planting = match self.planting(who, uri, code, line, token) {
+            Ok(planting) => planting,
+            // Who has stopped waiting does not care.
+            Err(refusal) => return drop(answer.send(Err(refusal))),
+        };
+        let wanted = self.wanted(&planting.uri.namespace(), &planting.remote, None, planting.lent.clone());
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let fetched = bring(&shared, &wanted).await;
+            // The loop being gone means that the agent stops.
+            drop(shared.events.send(Event::Remote(Notice::Tried(Box::new(planting), fetched, answer))).await);
+        });
+    }
+
+    fn planting(&mut self, who: &str, uri: &str, code: String, line: String, token: Option<Secret>) -> Result<Planting, Refusal> {
+        let (source, principal) = (source(who), principal(who)?);
+        let uri: FlakeUri = uri.parse().map_err(invalid)?;
+        let FlakeUri::Remote(remote) = uri.clone() else {
+            return Err(Refusal::Invalid(format!("{uri} is a repository of this host")));
+        };
+        let mut planting = Planting { who: principal, source, uri, remote, code, line, lent: None };
+        self.may_plant(&planting)?;
+        if let Some(token) = token {
+            let who = match &planting.who {
+                Principal::Key(key) => key.as_str(),
+                Principal::Operator => "operator",
+            };
+            planting.lent = Some(self.shared.settings.remotes.credentials.lend(who, &planting.uri, &token)?);
+        }
+        Ok(planting)
+    }
+
+    /// Checks all that can be checked without asking the forge. Returns the invite as it is after this use; the operator needs none.
+    fn may_plant(&mut self, planting: &Planting) -> Result<Option<Invite>, Refusal> {
+        let uri = &planting.uri;
+        if let Some(other) = self.memory.plants.get(&uri.namespace()) {
+            let why = if other.uri == *uri {
+                "is planted already"
+            } else {
+                "has the short name of another flake: name a branch, or rename it"
+            };
+            return Err(Refusal::Invalid(format!("{uri} {why} (namespace {})", uri.namespace())));
+        }
+        if planting.who == Principal::Operator && planting.code.is_empty() {
+            return Ok(None);
+        }
+        self.use_invite(&planting.who, planting.source, &planting.code, uri).map(Some)
+    }
+
+    /// What comes of it once it was fetched, or could not be.
+    pub(super) async fn tried(&mut self, planting: Planting, fetched: Result<Fetched, FetchError>) -> Result<Reply, Refusal> {
+        let lent = planting.lent.clone();
+        let reply = match fetched {
+            Ok(fetched) => self.planted_remote(planting, fetched).await,
+            Err(error) => Err(unreadable(&error)),
+        };
+        if let (Err(_), Some(lent)) = (&reply, lent) {
+            self.shared.settings.remotes.credentials.give_back(&lent);
+        }
+        reply
+    }
+
+    async fn planted_remote(&mut self, planting: Planting, fetched: Fetched) -> Result<Reply, Refusal> {
+        let by = owner(&planting, &fetched)?;
+        // Others were heard while it was fetched.
+        let invite = self.may_plant(&planting)?;
+        let Planting { uri, lent, .. } = planting;
+        let namespace = uri.namespace();
+        let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
+        let name = namespace.as_str().parse().map_err(invalid)?;
+        let repository = Repository::new(name, by.clone(), now());
+        let upstream = Upstream { repository, secret: secret.clone(), branch: None, seen: None };
+        let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash: uri.hash(), by, at: now() };
+        let Settings { credentials, every, .. } = self.shared.settings.remotes.clone();
+        // A token of an earlier life of this plant was given for another's sake.
+        credentials.forget(&namespace)?;
+        let mut batch = vec![Change::Plant(namespace.clone(), Some(plant)), Change::Upstream(namespace.clone(), Some(upstream))];
+        batch.extend(invite.map(|invite| Change::Invite(invite.id.clone(), Some(invite))));
+        self.commit(batch).await?;
+        tracing::info!(%namespace, flake = %uri, "planted");
+        if let Some(lent) = lent {
+            credentials.adopt(&lent, &namespace)?;
+        }
+        let job = self.jobs.create(namespace.clone());
+        self.take_up(&namespace, fetched, Some(job.clone())).await;
+        self.fetch_in(&namespace, every);
+        let suffix = format!("{namespace}.{}", self.shared.settings.layout.domain);
+        let (webhook, job) = (self.webhook(secret), job.name);
+        Ok(json(&RemotePlanted { version: 1, namespace: namespace.to_string(), flake: uri.to_string(), job, suffix, webhook }))
+    }
+}
+
+/// The key that the namespace will belong to. The operator's word is enough, but the namespace has to be somebody's.
+fn owner(planting: &Planting, fetched: &Fetched) -> Result<KeyId, Refusal> {
+    let (uri, branch) = (&planting.uri, fetched.found.branch.short());
+    let (text, trouble) = match &fetched.keys {
+        Ok(Some(text)) => (text.as_str(), None),
+        Ok(None) => ("", Some(format!("there is no .authorized_keys at the top of {branch}"))),
+        Err(why) => ("", Some(format!(".authorized_keys at the top of {branch} cannot be read ({why})"))),
+    };
+    let (grants, passed) = authorized_keys::read(text);
+    let mut owners = ownership::owners(&grants, now());
+    let key = match &planting.who {
+        Principal::Key(key) if owners.any(|owner| owner == key) => return Ok(key.clone()),
+        Principal::Key(key) => key,
+        Principal::Operator => {
+            return owners.next().cloned().ok_or_else(|| {
+                let why = trouble.unwrap_or_else(|| format!(".authorized_keys at the top of {branch} has no line of one"));
+                Refusal::Invalid(format!("{uri} needs an owner, and {why}: push the line of a key that may deploy"))
+            });
+        }
+    };
+    let (lacking, prefix) = ownership::lacking(&grants, key, now());
+    let mut why = trouble.unwrap_or_else(|| format!(".authorized_keys at the top of {branch} {lacking}"));
+    if let Some(passed) = passed.first() {
+        why.push_str(&format!(" (its line {} {}: passed over)", passed.line, passed.why));
+    }
+    let line = match authorized_keys::blob(&planting.line).filter(|blob| fingerprint(blob) == *key) {
+        Some(_) => planting.line.trim().to_owned(),
+        None => format!("the line of the .pub file of {key}"),
+    };
+    Err(Refusal::Denied(format!(
+        "{uri} does not say that it is yours: {why}. Push this line in that file, and plant it again (the code was not spent): {prefix}{line}"
+    )))
+}
+
+/// Why something is not planted: its first fetch failed.
+fn unreadable(error: &FetchError) -> Refusal {
+    match error {
+        FetchError::Host(_) => Refusal::Failed(format!("{error}; the code was not spent")),
+        FetchError::Refused(_) => Refusal::NotFound(format!(
+            "{error}; it was not planted, and the code was not spent. If it is private: plant it with --token, and a token on standard input"
+        )),
+    }
+}
