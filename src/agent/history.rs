@@ -84,7 +84,8 @@ fn seen(mut entry: DeployEntry, reach: &Reach) -> DeployEntry {
     entry
 }
 
-fn word<T: serde::Serialize>(value: &T) -> String {
+/// A value of a closed set, as documents spell it.
+pub(super) fn word<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
@@ -218,10 +219,17 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         if record.outcome == word(&Outcome::Done) {
             record.generation = self.memory.wants.get(namespace).map(|want| want.generation.clone());
         }
-        let all: Vec<u64> =
-            self.memory.records.range((namespace.clone(), 0)..=(namespace.clone(), u64::MAX)).map(|((_, at), _)| *at).collect();
+        // A burst of pushes leaves many that were superseded: they go first, so that it does not take the history of what ran with it.
+        let superseded = word(&Outcome::Superseded);
+        let mut all: Vec<(bool, u64)> = self
+            .memory
+            .records
+            .range((namespace.clone(), 0)..=(namespace.clone(), u64::MAX))
+            .map(|((_, at), record)| (record.outcome != superseded, *at))
+            .collect();
+        all.sort_unstable();
         let surplus = (all.len() + 1).saturating_sub(RECORDS);
-        let mut batch: Batch = all.into_iter().take(surplus).map(|at| Change::Record(namespace.clone(), at, None)).collect();
+        let mut batch: Batch = all.into_iter().take(surplus).map(|(_, at)| Change::Record(namespace.clone(), at, None)).collect();
         batch.push(Change::Record(namespace.clone(), at, Some(record)));
         batch
     }

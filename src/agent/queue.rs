@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Agent, Event, Queued, UnderWay, deploy::Deploy, history, job::Job};
+use super::{Agent, Event, Queued, UnderWay, deploy::Deploy, history, job::Job, now};
 use crate::{
     build::{Builder, Place},
     bus::{Level, Outcome, Refusal, Stage},
@@ -41,6 +41,24 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         if let Some(older) = self.queued.insert(namespace, queued) {
             older.job.end(Stage::Queue, Outcome::Superseded, "a newer push took its place");
         }
+    }
+
+    /// What remembers the deploy that waits in the queue of a namespace as superseded. It is for the batch with the ask that takes its place.
+    pub(super) fn superseded(&self, namespace: &Namespace) -> Batch {
+        let Some(Queued { ask, job }) = self.queued.get(namespace) else { return Batch::new() };
+        let record = Record {
+            kind: "push".to_owned(),
+            by: Some(ask.by.clone()),
+            reference: ask.reference.clone(),
+            commit: ask.commit.clone(),
+            generation: None,
+            ended: now(),
+            outcome: history::word(&Outcome::Superseded),
+            stages: job.summary().stages.iter().map(|(stage, took)| (history::word(stage), *took)).collect(),
+            changes: Vec::new(),
+            text: "a newer push took its place".to_owned(),
+        };
+        self.remember(namespace, ask.at, record)
     }
 
     /// Starts queued deploys: one at a time for each namespace, so many at once in all.

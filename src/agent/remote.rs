@@ -283,7 +283,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let repository = Repository { keys, ..upstream.repository.clone() };
         let ask = Ask { repo: repository.name.clone(), reference: branch.clone(), commit: commit.clone(), by: plant.by, at: now() };
         let upstream = Upstream { repository, branch: Some(branch.clone()), seen: Some(commit.clone()), ..upstream };
-        let batch = vec![Change::Upstream(namespace.clone(), Some(upstream)), Change::Ask(namespace.clone(), Some(ask.clone()))];
+        let mut batch = self.superseded(namespace);
+        batch.extend([Change::Upstream(namespace.clone(), Some(upstream)), Change::Ask(namespace.clone(), Some(ask.clone()))]);
         let committed = self.commit(batch).await;
         let job = job.unwrap_or_else(|| self.jobs.create(namespace.clone()));
         for note in notes {

@@ -216,6 +216,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return Ok(json(&Pushed { job: String::new(), notes }));
         }
         batch.push(Change::Ask(namespace.clone(), Some(ask.clone())));
+        batch.extend(self.superseded(&namespace));
         self.commit(batch).await?;
         let job = self.enqueue(namespace, ask);
         Ok(json(&Pushed { job: job.name, notes }))
@@ -275,7 +276,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return Err(Refusal::Invalid(format!("{name} has no commits on {} yet: push it", reference.short())));
         };
         let ask = Ask { repo: name, reference, commit, by, at: now() };
-        self.commit(vec![Change::Ask(namespace.clone(), Some(ask.clone()))]).await?;
+        let mut batch = self.superseded(&namespace);
+        batch.push(Change::Ask(namespace.clone(), Some(ask.clone())));
+        self.commit(batch).await?;
         Ok(Reply::Text(self.enqueue(namespace, ask).name))
     }
 }

@@ -52,7 +52,7 @@ pub struct Record {
     pub generation: Option<Generation>,
     /// Seconds since 1970 at which it ended.
     pub ended: u64,
-    /// `done`, `failed`
+    /// `done`, `failed`, `superseded`
     pub outcome: String,
     /// The stages that it went through, in order, and the milliseconds that each took.
     pub stages: Vec<(String, u64)>,

@@ -239,6 +239,35 @@ async fn deploys_say_who_pushed_what_and_how_each_stage_went() {
     }
 }
 
+#[tokio::test]
+async fn a_push_that_a_newer_one_took_the_place_of_is_listed_and_pushes_no_history_out() {
+    let mut world = deployed(&["one"]).await;
+    world.table.pause(std::time::Duration::from_millis(300));
+    // Made before: on a busy machine git takes longer than a deploy here.
+    let commits: Vec<String> = (0..60).map(|round| world.commit("app", &[("page", &round.to_string())])).collect();
+    let mut jobs = Vec::new();
+    for commit in &commits {
+        jobs.push(world.pushed(&ann(), "app", commit, "deploy").await.unwrap().job);
+    }
+    let mut superseded = 0;
+    for job in &jobs {
+        superseded += usize::from(world.follow(job).await.0 == Outcome::Superseded);
+    }
+    assert!(superseded > 50, "{superseded}");
+    world.kill_agent().await;
+    let list = deploys(&world).await.namespaces.remove(0).deploys;
+    assert!(list.len() <= 50, "{}", list.len());
+    let of = |outcome| list.iter().filter(|entry| entry.outcome == Some(outcome)).collect::<Vec<_>>();
+    // The first, and what was built of the burst.
+    assert_eq!(of(Outcome::Done).len(), 1 + jobs.len() - superseded, "{list:?}");
+    let gone = of(Outcome::Superseded);
+    let newest = gone[0];
+    assert!(commits.contains(&newest.commit) && newest.commit != commits[59], "{newest:?}");
+    assert_eq!((newest.by.as_str(), newest.kind.as_str(), newest.generation.as_str()), (ann().as_str(), "push", ""));
+    assert!(newest.text.contains("newer push") && newest.changes.is_empty(), "{newest:?}");
+    assert!(newest.stages.iter().all(|stage| stage.stage == seed::bus::Stage::Queue), "{newest:?}");
+}
+
 async fn log(world: &World, query: seed::bus::LogQuery) -> Vec<seed::bus::LogLine> {
     let query = serde_json::to_string(&query).unwrap();
     let request = Request::Logs { who: ann().to_string(), instance: "web".into(), query };
