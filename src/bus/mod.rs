@@ -166,7 +166,8 @@ pub struct VolumeStatus {
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// Bytes that it takes on the host, which is what was ever written to it and not given back.
+    /// Bytes in use in its file system, as `df` says it in the guest, up to half a minute old. If that cannot be read: the bytes that it takes on
+    /// the host.
     pub used: Option<u64>,
     pub mount_point: String,
 }

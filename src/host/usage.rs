@@ -17,7 +17,7 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::{HostError, files};
+use super::{HostError, files, volume::ext4};
 use crate::{
     render::{Layout, vm_unit},
     spec::name::{InstanceId, VolumeName},
@@ -46,7 +46,8 @@ pub struct Usage {
     pub memory: Option<u64>,
     /// Thousandths of one CPU in use, since the last time it was asked or, the first time, since the guest was started.
     pub cpu_milli: Option<u32>,
-    /// Bytes that the host has set aside for each volume so far.
+    /// Bytes in use in each volume: of its file system, as the guest's `df` says it; or, if that cannot be read, those that the host has set
+    /// aside for it so far.
     pub volumes: BTreeMap<VolumeName, u64>,
     /// Units of the guest that have failed and were not started again since.
     pub failed_units: Vec<String>,
@@ -106,8 +107,9 @@ impl Meter {
         let micros = fs::read_to_string(group.join("cpu.stat")).ok().and_then(|text| stat(&text, "usage_usec "));
         let cpu_milli = micros.and_then(|micros| self.rate(id, micros, now.saturating_sub(subject.since)));
         let blocks = |name: &VolumeName| {
-            let image = fs::symlink_metadata(layout.volume(id, name)).ok()?;
-            Some((name.clone(), (image.blocks() * 512).min(image.len())))
+            let path = layout.volume(id, name);
+            let image = fs::symlink_metadata(&path).ok()?;
+            Some((name.clone(), ext4::used(&path).unwrap_or((image.blocks() * 512).min(image.len()))))
         };
         let volumes = subject.volumes.iter().filter_map(blocks).collect();
         Usage { memory, cpu_milli, volumes, failed_units: Vec::new() }
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_volume_takes_is_what_was_written_to_it() {
+    fn a_volume_without_a_file_system_takes_what_was_written_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout { state: dir.path().to_owned(), ..crate::render::samples::layout() };
         let id: InstanceId = "s-gaydazldmnsg/web".parse().unwrap();

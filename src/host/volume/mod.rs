@@ -1,5 +1,6 @@
 //! Volumes. They outlive everything else of an instance: none is ever deleted here, a volume that is no longer wanted is retired.
 
+pub mod ext4;
 pub mod file;
 
 use std::{io, path::PathBuf};
