@@ -2,11 +2,11 @@
 //! has answered; one that is found at a start is a push that ended with a kill or a power cut, and the agent is told then. Telling
 //! twice does no harm: deploying what runs already changes nothing.
 //!
-//! A mark is the file `<name>.git/seed-push-<process>-<number>`; it holds the pusher's key and address.
+//! A mark is the empty file `<name>.git/seed-push-<process>-<number>-<pusher>`, with the pusher's key and address in base64: to make it
+//! durable is one sync, of the folder.
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -14,6 +14,8 @@ use std::{
     },
     time::Duration,
 };
+
+use data_encoding::BASE64URL_NOPAD;
 
 use super::{Doors, ask, git};
 use crate::{
@@ -34,11 +36,10 @@ impl Mark {
     /// Marks a push into the repository at `repository`, durably.
     pub fn set(repository: &Path, who: &Caller) -> std::io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let path = repository.join(format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+        let (number, who) = (COUNT.fetch_add(1, Ordering::Relaxed), BASE64URL_NOPAD.encode(who.as_str().as_bytes()));
+        let path = repository.join(format!("{PREFIX}{}-{number}-{who}", std::process::id()));
         // A process that was killed may have had our number.
-        let mut file = fs::File::create(&path)?;
-        file.write_all(who.as_str().as_bytes())?;
-        file.sync_all()?;
+        fs::File::create(&path)?;
         fs::File::open(repository)?.sync_all()?;
         Ok(Self { path, left: AtomicUsize::new(0) })
     }
@@ -76,14 +77,20 @@ pub(super) fn find(repositories: &Path) -> Vec<Found> {
         let name = repository.file_name().and_then(|name| name.to_str()?.strip_suffix(".git")?.parse().ok());
         let is_mark = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
         let marks: Vec<PathBuf> = entries(&repository).into_iter().filter(is_mark).collect();
-        // A mark that was cut while it was written stands for a push that git never saw.
-        let who = marks.iter().rev().find_map(|mark| fs::read_to_string(mark).ok()?.parse().ok());
+        let who = marks.iter().rev().find_map(|mark| pusher(mark));
         match (name, who) {
             (Some(name), Some(who)) => found.push((name, who, marks)),
             _ => marks.iter().for_each(|mark| drop(fs::remove_file(mark))),
         }
     }
     found
+}
+
+/// Who pushed, by the name of a mark.
+fn pusher(mark: &Path) -> Option<Caller> {
+    let mut parts = mark.file_name()?.to_str()?.strip_prefix(PREFIX)?.splitn(3, '-').skip(2);
+    let text = String::from_utf8(BASE64URL_NOPAD.decode(parts.next()?.as_bytes()).ok()?).ok()?;
+    text.parse().ok()
 }
 
 /// Tells the agent of the default branches that these pushes may have moved.
@@ -108,5 +115,29 @@ pub(super) async fn tell(doors: Arc<Doors>, found: Vec<Found>) {
         }
         // If one stays, the agent is told once more at the next start.
         marks.iter().for_each(|mark| drop(fs::remove_file(mark)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_found_with_its_pusher_and_what_is_none_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (app, other) = (dir.path().join("app.git"), dir.path().join("other.git"));
+        fs::create_dir(&app).unwrap();
+        fs::create_dir(&other).unwrap();
+        // Base64 of any key may have a dash in it.
+        for n in 0..64u8 {
+            let who = Caller::new(crate::spec::access::fingerprint(&[n]), "2001:db8::7".parse().unwrap());
+            let mark = Mark::set(&app, &who).unwrap();
+            let found = find(dir.path());
+            assert_eq!((found.len(), &found[0].1, found[0].2.len()), (1, &who, 1));
+            mark.expect(0);
+        }
+        fs::write(other.join("seed-push-1-2"), "").unwrap();
+        fs::write(other.join("seed-push-1-2-!"), "").unwrap();
+        assert!(find(dir.path()).is_empty() && fs::read_dir(&other).unwrap().next().is_none());
     }
 }
