@@ -15,14 +15,62 @@ use crate::{
 const ROUNDS: usize = 3;
 
 pub fn rows() -> Vec<Row> {
-    vec![Row::new(
-        "ready",
-        "READY",
-        "a guest's time to READY through Seed, helpers included",
-        "the same QEMU and helpers by hand",
-        "x",
-        1.1,
-    )]
+    vec![
+        Row::new(
+            "ready",
+            "READY",
+            "a guest's time to READY through Seed, helpers included",
+            "the same QEMU and helpers by hand",
+            "x",
+            1.1,
+        ),
+        Row::new(
+            "exec",
+            "tenants",
+            "`exec web -- true` through Seed, wall time",
+            "raw ssh over vsock into the same guest",
+            "x",
+            1.3,
+        ),
+    ]
+}
+
+/// So many times each, in turns.
+const EXECS: usize = 9;
+
+/// Milliseconds of each `true`: first the door's, then those of an ssh whose connection is the guest's vsock itself, with a certificate of
+/// the same authority.
+const EXEC: &str = r#"
+instance=$1 vsock=$2 rounds=$3
+[[ -e /root/raw_key ]] || ssh-keygen -q -t ed25519 -N '' -f /root/raw_key
+seed-bench worker certify "$instance" /root/raw_key.pub
+ours=(ssh -F /root/bench_ssh -i /root/ann/key -p 2222 seed@127.0.0.1 exec web -- true)
+raw=(ssh -F /root/bench_ssh -i /root/raw_key -o "ProxyCommand=seed-bench worker vsock $vsock" root@guest true)
+time_of() { local began=$(date +%s%N); "$@" </dev/null; echo "$(((($(date +%s%N) - began)) / 1000))"; }
+"${ours[@]}"; "${raw[@]}"
+for ((n = 0; n < rounds; n++)); do echo "took $(time_of "${ours[@]}") $(time_of "${raw[@]}")"; done
+"#;
+
+/// A real guest is got into, both ways.
+fn exec(host: &Measured, sheet: &mut Sheet, namespace: &str) {
+    host.openssh();
+    std::fs::write(host.path("/root/exec"), EXEC).unwrap();
+    let vsock = format!("/run/seed/{namespace}/web/vsock");
+    let instance = format!("{namespace}-web");
+    let said = host.run(&["bash", "-eu", "/root/exec", &instance, &vsock, &EXECS.to_string()]);
+    let pair = |line: &str| -> Option<(f64, f64)> {
+        let (ours, raw) = line.strip_prefix("took ")?.split_once(' ')?;
+        Some((ours.parse().ok()?, raw.parse().ok()?))
+    };
+    let rounds: Vec<(f64, f64)> = said.lines().filter_map(pair).collect();
+    assert_eq!(rounds.len(), EXECS, "{said}");
+    let median = |of: fn(&(f64, f64)) -> f64| meter::median(rounds.iter().map(of).collect());
+    let note = format!(
+        "ms: {:.0} against {:.0}, medians of {EXECS} in turns; an emulated guest",
+        median(|round| round.0) / 1e3,
+        median(|round| round.1) / 1e3
+    );
+    sheet.set("exec", median(|round| round.0 / round.1), note);
 }
 
 pub fn demo_rows() -> Vec<Row> {
@@ -71,6 +119,7 @@ pub fn measure(place: &mut Place, sheet: &mut Sheet) {
     let tenant = host.machine.tenant("ann", "my-app");
     let (_, namespace) = tenant.plant();
     let instance = format!("{namespace}-web");
+    exec(host, sheet, &namespace);
     host.script("mkdir -p /root/hand/view");
     // The very arguments that Seed has given to QEMU and its helpers.
     for kind in ["tpm", "vsock", "journal", "vm"] {

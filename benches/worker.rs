@@ -54,6 +54,8 @@ pub fn run(words: &[String]) -> Option<ExitCode> {
         ["namespace"] => println!("{}", namespace()),
         ["cheap", id] => cheap(&id.parse().expect("an instance")),
         ["notify", path] => notify(Path::new(path)),
+        ["certify", instance, key] => certify(instance, Path::new(key)),
+        ["vsock", path] => vsock(Path::new(path)),
         unknown => panic!("a worker cannot {unknown:?}"),
     }
     Some(ExitCode::SUCCESS)
@@ -299,6 +301,36 @@ fn notify(path: &Path) {
         }
     });
     wait.recv().expect("the listener lives");
+}
+
+/// Writes a certificate of the agent's authority for a key beside it: what lets its holder run commands in one instance.
+fn certify(instance: &str, key: &Path) {
+    let config = Config::load(Path::new(config::DEFAULT_PATH)).expect("a configuration");
+    let authority = seed::agent::authority::Authority::load_or_make(&config.guest_ca()).expect("an authority");
+    let text = fs::read_to_string(key).unwrap();
+    let public = ::russh::keys::PublicKey::from_openssh(&text).expect("a public key");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let made = authority.certify(&public, instance, "bench", seed::bus::guest::Act::Exec, now).expect("a certificate");
+    fs::write(key.with_file_name(format!("{}-cert.pub", key.file_stem().unwrap().to_string_lossy())), made).unwrap();
+}
+
+/// Standard input and output are those of the guest's sshd: what ssh calls a proxy command.
+fn vsock(path: &Path) {
+    let mut guest = UnixStream::connect(path).expect("a guest");
+    guest.write_all(b"CONNECT 22\n").unwrap();
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        let mut byte = [0];
+        guest.read_exact(&mut byte).expect("an answer");
+        line.push(byte[0]);
+    }
+    let mut to = guest.try_clone().unwrap();
+    std::thread::spawn(move || {
+        // Either end may go first.
+        let _copied = std::io::copy(&mut std::io::stdin(), &mut to);
+        let _closed = to.shutdown(std::net::Shutdown::Write);
+    });
+    let _copied = std::io::copy(&mut guest, &mut std::io::stdout());
 }
 
 // --- russh with nothing behind it -----------------------------------------------------------------------------------------------
