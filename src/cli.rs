@@ -228,6 +228,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         keep: config.build.keep_generations as usize,
         quota: config.quota.clone(),
         audit: config.audit_directory(),
+        audit_keep: config.audit.keep.0,
         apex: Apex { host4, host6, nameservers: config.dns.nameservers.clone(), caa: config.dns.caa.clone() },
         acme: agent::acme::budget::Limits {
             per_week: config.acme.per_week as usize,

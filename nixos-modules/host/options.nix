@@ -218,6 +218,9 @@ in
       journal =
         size "64Mi" "256Mi"
           "How much of each instance's journal is kept; what is oldest goes first. ${restartsAll}";
+      audit =
+        size "1Gi" "10Gi"
+          "How much of the log of who changed what is kept, at least 128Mi: of more, the oldest files of 64 MiB are removed, which the log says. ${restartsAgent}";
     };
 
     build = {

@@ -63,6 +63,7 @@ in
         fetch_timeout_secs = cfg.github.fetchTime;
       };
       logs.max_per_instance = mkDefault cfg.limits.journal;
+      audit.keep = mkDefault cfg.limits.audit;
       acme = mapAttrs (_: value: mkDefault (if value == null then "" else value)) {
         inherit (cfg.acme) directory email;
         eab_kid = cfg.acme.eabKid;

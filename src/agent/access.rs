@@ -182,7 +182,11 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let directory = self.record.audit.directory().to_owned();
         tokio::task::spawn_blocking(move || {
             let reply = audit::verify(&directory)
-                .map(|(entries, hash)| json(&serde_json::json!({ "version": 1, "entries": entries, "hash": hash })))
+                .map(|audit::Verified { entries, first, since, hash }| {
+                    let document =
+                        serde_json::json!({ "version": 1, "entries": entries, "first": first, "since": since, "hash": hash });
+                    json(&document)
+                })
                 .map_err(|error| Refusal::Failed(chain(&error)));
             // Who has stopped waiting does not care.
             drop(answer.send(reply));

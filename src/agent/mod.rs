@@ -82,6 +82,8 @@ pub struct Settings {
     pub quota: Quota,
     /// Where the audit log is.
     pub audit: PathBuf,
+    /// How many bytes of it are kept.
+    pub audit_keep: u64,
     /// What the zone has of the host itself.
     pub apex: render::zone::Apex,
     /// How often the CA may be asked.
@@ -197,7 +199,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// An agent that remembers what `state` holds. Call [`Agent::run`] to set it going.
     pub async fn new(host: H, state: S, builder: B, settings: Settings) -> Result<(Self, Handle), StateError> {
         let memory = state.load().await?;
-        let record = acts::Record::new(Audit::open(&settings.audit)?);
+        let record = acts::Record::new(Audit::open(&settings.audit, settings.audit_keep, now())?);
         let (events, inbox) = mpsc::channel(1024);
         let stopped = watch::Sender::new(memory.stopped.keys().cloned().collect());
         let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0), stopped });

@@ -21,7 +21,8 @@ pub trait Access {
     fn set_quota(&self, namespace: &str, changes: &str) -> zbus::Result<()>;
     /// The last `lines` acts since `since` (seconds since 1970) of `who` and on what is theirs: an [`AuditTrail`].
     fn audit(&self, who: &str, since: u64, lines: u32) -> zbus::Result<String>;
-    /// Checks the whole audit log: `{"version":1,"entries":N,"hash":"…"}`, or an error that names the line. For the operator.
+    /// Checks the whole audit log: `{"version":1,"entries":N,"first":1,"since":SECONDS,"hash":"…"}`, or an error that names the line. `first` is the
+    /// number of the oldest entry that is kept, `since` its time. For the operator.
     fn verify_audit(&self) -> zbus::Result<String>;
 }
 

@@ -44,6 +44,7 @@ pub struct Config {
     pub ssh: Ssh,
     pub github: GitHub,
     pub logs: Logs,
+    pub audit: Audit,
     pub acme: Acme,
     /// What each namespace may have unless it is given a quota of its own.
     pub quota: Quota,
@@ -130,6 +131,13 @@ pub struct Logs {
     pub max_per_instance: Bytes,
 }
 
+/// The log of who changed what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    /// Of more than this, the oldest files are removed.
+    pub keep: Bytes,
+}
+
 /// Where things are. A program that is `None` is looked for; see [`tools::find`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
@@ -214,6 +222,7 @@ impl Config {
                 fetch_timeout_secs: 300,
             },
             logs: Logs { max_per_instance: Bytes(64 << 20) },
+            audit: Audit { keep: Bytes(1 << 30) },
             acme: Acme::default(),
             quota: Quota::default(),
             paths: Paths {
@@ -401,6 +410,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
             max_per_instance: reader
                 .parsed("logs", "max_per_instance", base.logs.max_per_instance, |text| size(text, "16Mi", "64Gi")),
         },
+        audit: Audit { keep: reader.parsed("audit", "keep", base.audit.keep, |text| size(text, "128Mi", "1024Ti")) },
         acme: acme::read(reader),
         quota: Quota {
             instances: reader.number("quota", "instances", base.quota.instances, 1..=1_000),

@@ -5,8 +5,12 @@
 //! on. What is cut off at the end breaks nothing; so the hash of each line goes to the system's journal as well, and the newest found
 //! there must be in the files.
 //!
-//! Files are `<number of their first act, 20 digits>.jsonl`; nothing here ever removes one. A crash leaves at most half a line at the
-//! end, of an act that nobody was told of: it is cut off at the next start.
+//! Files are `<number of their first act, 20 digits>.jsonl`. A crash leaves at most half a line at the end, of an act that nobody was told
+//! of: it is cut off at the next start.
+//!
+//! When a file is full and all of them are more than is kept, the oldest go, whole and only if their chain is intact. First a line is
+//! written and synced that says up to which act, and what its hash was: from there the chain goes on. What begins after an act that no
+//! line speaks of was cut off by somebody else.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -24,6 +28,8 @@ use tokio::sync::oneshot;
 const FILE_BYTES: u64 = 64 << 20;
 /// How many acts share one sync at most.
 const GROUP: usize = 256;
+/// Who removes files, and how that is called.
+const REMOVAL: (&str, &str) = ("agent", "audit remove");
 /// What the first line follows.
 const BEGINNING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -84,6 +90,27 @@ struct Writer {
     length: u64,
     next: u64,
     before: String,
+    room: Room,
+}
+
+/// How much room the log has, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    file: u64,
+    all: u64,
+}
+
+/// A chain that was found intact.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// How many entries there are.
+    pub entries: u64,
+    /// The number of the first; those before it were removed to make room.
+    pub first: u64,
+    /// When the first was written, in seconds since 1970.
+    pub since: u64,
+    /// The hash of the last.
+    pub hash: String,
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
@@ -147,13 +174,39 @@ fn walk(
     }
 }
 
-/// Checks the whole chain. Returns how many entries it has and the hash of the last.
-pub fn verify(directory: &Path) -> Result<(u64, String), AuditError> {
-    let mut chain = (1, BEGINNING.to_owned());
+/// Checks the whole chain, from the first act or from the last that was removed.
+pub fn verify(directory: &Path) -> Result<Verified, AuditError> {
+    let mut found = Verified { hash: BEGINNING.to_owned(), ..Verified::default() };
+    let (mut chain, mut beginning, mut removals) = (None, None, Vec::new());
     for (_, path) in files(directory)? {
-        chain = walk(&path, Some(chain), |_| {})?.0.unwrap_or_else(|| (1, BEGINNING.to_owned()));
+        let (end, _) = walk(&path, chain, |entry| {
+            if beginning.is_none() {
+                beginning = Some((path.clone(), entry.number, entry.before.clone()));
+                (found.first, found.since) = (entry.number, entry.act.at);
+            }
+            found.entries += 1;
+            removals.extend(removal(&entry));
+        })?;
+        chain = end;
     }
-    Ok((chain.0 - 1, chain.1))
+    let Some((path, first, before)) = beginning else { return Ok(found) };
+    let recorded = |(last, hash): &(u64, String)| *last + 1 == first && *hash == before;
+    if (first, before.as_str()) != (1, BEGINNING) && !removals.iter().any(recorded) {
+        return Err(AuditError::Broken {
+            path,
+            line: 1,
+            what: "follows entries that are gone, and no entry says that they were removed",
+        });
+    }
+    found.hash = chain.map_or(found.hash, |(_, hash)| hash);
+    Ok(found)
+}
+
+/// Up to which entry this one says that all were removed, and the hash of that one.
+fn removal(entry: &Entry) -> Option<(u64, String)> {
+    let Act { who, verb, arguments, .. } = &entry.act;
+    let [last, hash] = arguments.as_slice() else { return None };
+    ((who.as_str(), verb.as_str()) == REMOVAL).then(|| Some((last.parse().ok()?, hash.clone())))?
 }
 
 /// The last `most` entries since `since` that `wanted` picks, oldest first.
@@ -180,9 +233,14 @@ pub fn read(directory: &Path, since: u64, most: usize, wanted: impl Fn(&Entry) -
 }
 
 impl Audit {
-    /// Opens the log in `directory`, which is made if it is not there.
-    pub fn open(directory: &Path) -> Result<Self, AuditError> {
-        let writer = Writer::open(directory)?;
+    /// Opens the log in `directory`, which is made if it is not there. Of more than `keep` bytes, the oldest files are removed.
+    pub fn open(directory: &Path, keep: u64, now: u64) -> Result<Self, AuditError> {
+        Self::open_with(directory, Room { file: FILE_BYTES, all: keep }, now)
+    }
+
+    fn open_with(directory: &Path, room: Room, now: u64) -> Result<Self, AuditError> {
+        let mut writer = Writer::open(directory, room)?;
+        writer.make_room(now).map_err(|source| AuditError::File { deed: "shorten", path: directory.to_owned(), source })?;
         let (sender, inbox) = mpsc::channel();
         let run = move || writer.run(&inbox);
         let spawned = thread::Builder::new().name("audit".into()).spawn(run);
@@ -204,7 +262,7 @@ impl Audit {
 }
 
 impl Writer {
-    fn open(directory: &Path) -> Result<Self, AuditError> {
+    fn open(directory: &Path, room: Room) -> Result<Self, AuditError> {
         let fail = |deed, path: &Path| {
             let path = path.to_owned();
             move |source| AuditError::File { deed, path, source }
@@ -230,7 +288,7 @@ impl Writer {
         file.sync_all().map_err(fail("sync", &path))?;
         sync_directory(directory).map_err(fail("sync", directory))?;
         tracing::info!(entries = chain.0 - 1, hash = chain.1, "audit log");
-        Ok(Self { directory: directory.to_owned(), file, length: whole, next: chain.0, before: chain.1 })
+        Ok(Self { directory: directory.to_owned(), file, length: whole, next: chain.0, before: chain.1, room })
     }
 
     /// Writes what comes until nobody can send any more. All that wait at the same time share one sync.
@@ -261,12 +319,65 @@ impl Writer {
     }
 
     fn append(&mut self, acts: Vec<Act>) -> io::Result<()> {
-        if self.length > FILE_BYTES {
+        if self.length > self.room.file {
             let path = self.directory.join(format!("{:020}.jsonl", self.next));
             self.file = OpenOptions::new().create_new(true).append(true).open(path)?;
             sync_directory(&self.directory)?;
             self.length = 0;
+            self.make_room(acts.first().map_or(0, |act| act.at))?;
         }
+        self.add(acts)
+    }
+
+    /// Removes the oldest files as long as all together are more than is kept. It is written down first: a crash between leaves files that
+    /// the next start removes.
+    fn make_room(&mut self, now: u64) -> io::Result<()> {
+        let other = |error: AuditError| io::Error::other(error);
+        let all = files(&self.directory).map_err(other)?;
+        let mut size = 0;
+        for (_, path) in &all {
+            size += fs::metadata(path)?.len();
+        }
+        let (mut gone, mut acts) = (Vec::new(), Vec::new());
+        // The newest is being written.
+        for (_, path) in all.iter().rev().skip(1).rev() {
+            if size <= self.room.all {
+                break;
+            }
+            let (end, _) = match walk(path, None, |_| {}) {
+                Ok(walked) => walked,
+                Err(error @ AuditError::Broken { .. }) => {
+                    // It is evidence.
+                    tracing::error!(%error, "a file of the audit log is kept, although it is too much");
+                    break;
+                }
+                Err(error) => return Err(other(error)),
+            };
+            size = size.saturating_sub(fs::metadata(path)?.len());
+            gone.push(path);
+            let Some((next, hash)) = end else { continue };
+            let (who, verb) = REMOVAL;
+            acts.push(Act {
+                at: now,
+                who: who.to_owned(),
+                verb: verb.to_owned(),
+                arguments: vec![(next - 1).to_string(), hash],
+                result: "ok".to_owned(),
+                ..Act::default()
+            });
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.add(acts)?;
+        for path in gone {
+            fs::remove_file(path)?;
+            tracing::info!(path = %path.display(), "a file of the audit log was removed: the log is larger than is kept");
+        }
+        sync_directory(&self.directory)
+    }
+
+    fn add(&mut self, acts: Vec<Act>) -> io::Result<()> {
         let mut text = Vec::new();
         for act in acts {
             let entry = Entry::new(self.next, &self.before, act);
@@ -286,84 +397,4 @@ impl Writer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn act(at: u64, verb: &str) -> Act {
-        Act {
-            at,
-            who: "operator".into(),
-            verb: verb.into(),
-            arguments: vec!["a \"b\"\n".into()],
-            result: "ok".into(),
-            ..Act::default()
-        }
-    }
-
-    async fn written(directory: &Path, verbs: &[&str]) {
-        let audit = Audit::open(directory).unwrap();
-        for (at, verb) in (1..).zip(verbs) {
-            audit.write(act(at, verb)).await.unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn what_was_written_is_read_again_over_restarts() {
-        let dir = tempfile::tempdir().unwrap();
-        written(dir.path(), &["a", "b"]).await;
-        written(dir.path(), &["c", "d", "e"]).await;
-        let verbs = |since, most| -> Vec<String> {
-            read(dir.path(), since, most, |entry| entry.act.verb != "d").unwrap().into_iter().map(|entry| entry.act.verb).collect()
-        };
-        assert_eq!(verbs(0, 100), ["a", "b", "c", "e"]);
-        assert_eq!(verbs(2, 100), ["b", "e"]);
-        assert_eq!(verbs(0, 2), ["c", "e"]);
-        assert_eq!(verify(dir.path()).unwrap().0, 5);
-    }
-
-    #[tokio::test]
-    async fn many_at_once_are_all_there_and_in_a_chain() {
-        let dir = tempfile::tempdir().unwrap();
-        let audit = Audit::open(dir.path()).unwrap();
-        let all = (0..300).map(|at| audit.write(act(at, "x")));
-        assert!(futures_util::future::join_all(all).await.iter().all(Result::is_ok));
-        assert_eq!(verify(dir.path()).unwrap().0, 300);
-    }
-
-    #[tokio::test]
-    async fn whatever_is_changed_shows() {
-        let dir = tempfile::tempdir().unwrap();
-        written(dir.path(), &["a", "b", "c"]).await;
-        let path = files(dir.path()).unwrap().remove(0).1;
-        let good = fs::read_to_string(&path).unwrap();
-        let lines: Vec<&str> = good.lines().collect();
-        let forged = Entry::new(2, "00", act(9, "forged"));
-        let table = [
-            good.replace("\"b\"", "\"B\""),
-            format!("{}\n{}\n", lines[0], lines[2]),
-            format!("{}\n{}\n{}\n", lines[1], lines[0], lines[2]),
-            format!("{}\n{}\n", lines[1], lines[2]),
-            format!("{}\n{}\n{}\n", lines[0], serde_json::to_string(&forged).unwrap(), lines[2]),
-            format!("{}\nnonsense\n", lines[0]),
-        ];
-        for text in table {
-            fs::write(&path, &text).unwrap();
-            assert!(matches!(verify(dir.path()), Err(AuditError::Broken { .. })), "{text}");
-        }
-        fs::write(&path, &good).unwrap();
-        assert_eq!(verify(dir.path()).unwrap().0, 3);
-    }
-
-    #[tokio::test]
-    async fn half_a_line_is_cut_off_and_the_chain_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        written(dir.path(), &["a", "b"]).await;
-        let path = files(dir.path()).unwrap().remove(0).1;
-        let whole = fs::read(&path).unwrap();
-        for cut in 1..40 {
-            fs::write(&path, &whole[..whole.len() - cut]).unwrap();
-            written(dir.path(), &["c"]).await;
-            assert_eq!(verify(dir.path()).unwrap().0, 2, "{cut}");
-        }
-    }
-}
+mod tests;

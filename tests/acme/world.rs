@@ -328,11 +328,12 @@ impl World {
             keep: 1,
             quota: config.quota,
             audit: self.path("audit"),
+            audit_keep: u64::MAX,
             apex: seed::render::zone::Apex::default(),
             acme: agent::acme::budget::Limits::default(),
             remotes: agent::remote::Settings {
                 fetcher: seed::build::fetch::Fetcher::Here { git: "git".into(), mirrors: self.path("mirrors"), allow: Vec::new() },
-                tokens: agent::hook::Tokens(self.path("credentials")),
+                credentials: agent::credentials::Credentials(self.path("credentials")),
                 github: "https://github.com".to_owned(),
                 webhook: String::new(),
                 every: Duration::from_secs(3600),

@@ -346,6 +346,7 @@ async fn start(
         keep: 3,
         quota: config.quota.clone(),
         audit: dir.path().join("audit"),
+        audit_keep: u64::MAX,
         apex: seed::render::zone::Apex::default(),
         acme: seed::agent::acme::budget::Limits::default(),
         hypervisor: "a machine made of memory".to_owned(),

@@ -52,6 +52,7 @@ in
       generations = 100;
       push = "64Ki";
       journal = "64Gi";
+      audit = "1024Ti";
     };
     build.allowAddresses = [
       "10.1.2.3"

@@ -179,11 +179,18 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             }
             let document = ask::within(access.verify_audit()).await?;
             let checked: Value = serde_json::from_str(&document).unwrap_or_default();
-            let text = format!(
+            let (first, since) = (checked["first"].as_u64().unwrap_or_default(), checked["since"].as_u64().unwrap_or_default());
+            let mut text = format!(
                 "{} entries, each follows the one before; the last is {}\n",
                 checked["entries"],
                 checked["hash"].as_str().unwrap_or_default()
             );
+            if first > 1 {
+                let since = crate::spec::authorized_keys::time_text(since);
+                text.push_str(&format!(
+                    "It speaks from entry {first} on, of {since}: those before it were removed to make room.\n"
+                ));
+            }
             return self.print(&if arguments.json { format!("{document}\n") } else { text }).await;
         }
         let since = match arguments.value("--since") {
