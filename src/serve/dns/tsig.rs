@@ -26,6 +26,16 @@ impl std::fmt::Debug for Key {
     }
 }
 
+/// A message as it was before it was signed, and what its signature says.
+struct Signed {
+    message: Vec<u8>,
+    mac: Vec<u8>,
+    time: u64,
+    fudge: u16,
+    error: u16,
+    other: Vec<u8>,
+}
+
 /// What the answer to a signed message has to be signed with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
@@ -83,8 +93,8 @@ impl Key {
     /// Checks the signature of a question. `now` is in seconds since 1970.
     pub fn verify(&self, asked: &Question<'_>, now: u64) -> Result<Proof, Unproven> {
         let unproven = |error| Unproven { error, proof: None };
-        self.read(asked).map_or(Err(unproven(BAD_KEY)), |(message, mac, time, fudge, other)| {
-            let signed = [message, self.variables(time, fudge, 0, &other)].concat();
+        self.read(asked).map_or(Err(unproven(BAD_KEY)), |Signed { message, mac, time, fudge, error, other }| {
+            let signed = [message, self.variables(time, fudge, error, &other)].concat();
             if hmac::verify(&self.key, &signed, &mac).is_err() {
                 return Err(unproven(BAD_SIG));
             }
@@ -96,8 +106,8 @@ impl Key {
         })
     }
 
-    /// The message as it was before it was signed, the signature, its time and fudge, and other data. `None` if it is of another key.
-    fn read(&self, asked: &Question<'_>) -> Option<(Vec<u8>, Vec<u8>, u64, u16, Vec<u8>)> {
+    /// What was signed, and the signature. `None` if it is of another key.
+    fn read(&self, asked: &Question<'_>) -> Option<Signed> {
         let (packet, at) = (asked.packet, asked.tsig?);
         let placed = record(packet, at)?;
         let name = packet.get(at..skip_name(packet, at)?)?.to_ascii_lowercase();
@@ -120,7 +130,7 @@ impl Key {
         message[..2].copy_from_slice(id);
         let count = u16::from_be_bytes([message[10], message[11]]).checked_sub(1)?;
         message[10..12].copy_from_slice(&count.to_be_bytes());
-        Some((message, mac, time, number(6)?, other.to_vec()))
+        Some(Signed { message, mac, time, fudge: number(6)?, error: number(12 + length)?, other: other.to_vec() })
     }
 
     /// Signs an answer, and keeps the signature for the next of the same stream.
