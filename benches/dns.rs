@@ -1,4 +1,4 @@
-//! C-P1 to C-P3: names. Knot and hickory serve the same zone to the same questions, by turns. On this machine, on loopback.
+//! C-P1 to C-P3, C-R8: names. Knot and hickory serve the same zone to the same questions, by turns. On this machine, on loopback.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use seed::{
 };
 
 use crate::{
-    meter,
+    flood, meter,
     place::Place,
     table::{Row, Sheet},
 };
@@ -38,7 +38,7 @@ const KNOT: u16 = 5402;
 const HICKORY: u16 = 5403;
 
 pub fn rows() -> Vec<Row> {
-    vec![
+    let mut rows = vec![
         Row::new("dns-knot", "C-P1", "DNS: server CPU of a query", "Knot, one worker", "x", 1.1),
         Row::new("dns-hickory", "C-P1", "DNS: server CPU of a query", "hickory, catalog and memory", "x", 0.3),
         Row::new("dns-lost", "C-P1", "DNS: queries lost", "-", "", 0.0),
@@ -48,7 +48,9 @@ pub fn rows() -> Vec<Row> {
         Row::new("dns-knotc", "C-P2", "DNS: change to correct answer, median", "knotc begin, set, commit", "x", 0.1),
         Row::new("dns-size", "C-P2", "DNS: instructions of a change, 10000 names over 10", "-", "x", 1.1),
         Row::new("dns-memory", "C-P3", "DNS: memory (PSS) of 20,000 records", "Knot", "x", 1.0),
-    ]
+    ];
+    rows.extend(flood::rows());
+    rows
 }
 
 fn namespace(n: usize) -> String {
@@ -59,7 +61,7 @@ fn entry(n: usize) -> ZoneEntry {
     ZoneEntry { ipv4: Ipv4Addr::from(0x0a53_0000 + n as u32), ipv6: Ipv6Addr::from((0xfd5e << 112) + n as u128) }
 }
 
-fn zone(names: usize) -> Zone {
+pub fn zone(names: usize) -> Zone {
     let mut namespaces: BTreeMap<String, BTreeMap<String, ZoneEntry>> = BTreeMap::new();
     for n in 0..names {
         namespaces.entry(namespace(n)).or_default().insert(format!("i{n}"), entry(n));
@@ -67,7 +69,8 @@ fn zone(names: usize) -> Zone {
     Zone { serial: 1, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], namespaces, ..Zone::default() }
 }
 
-fn names() -> Names {
+/// A door that gives a neighbourhood so many answers a second.
+pub fn names(rate: u32) -> Names {
     Names::new(Settings {
         near: Near {
             pool4: "10.83.0.0/16".parse().unwrap(),
@@ -76,7 +79,7 @@ fn names() -> Names {
             inside: vec![],
         },
         upstream: vec![],
-        rate: 200,
+        rate,
         zone_key: None,
         secondaries: vec![],
         transfer_key: None,
@@ -88,7 +91,7 @@ fn names() -> Names {
 
 /// Seed's DNS door, with a zone of so many names.
 pub async fn door(port: u16, count: usize) {
-    let names_of = Arc::new(names());
+    let names_of = Arc::new(names(200));
     names_of.take(&zone(count));
     let socket = tokio::net::UdpSocket::bind(("127.0.0.1", port)).await.unwrap();
     // As seed-serve-dns-udp.socket has it.
@@ -128,7 +131,7 @@ fn change(serial: u32, turn: usize) -> ZoneChange {
 
 /// So many changes of a zone of so many names.
 pub fn changes(count: usize, turns: usize) {
-    let names = names();
+    let names = names(200);
     names.take(&zone(count));
     for turn in 0..turns {
         assert!(names.change(&change(1 + turn as u32, turn)));
@@ -271,6 +274,7 @@ fn instructions(count: usize, turns: usize) -> f64 {
 }
 
 pub fn measure(_: &mut Place, sheet: &mut Sheet) {
+    flood::measure(sheet);
     let place = tempfile::tempdir().unwrap();
     let (mixed, hits) = (questions(place.path(), false), questions(place.path(), true));
     let (knot, ours) = (Serving::knot(place.path()), Serving::worker("dns", OURS));
@@ -382,7 +386,7 @@ mod bus {
         let connect = || zbus::connection::Builder::address(address.as_str());
         let agent = connect().serve_at(PATH, Agent(zone)).name(NAME).build().await.unwrap();
         let emitter = SignalEmitter::new(&agent, PATH).unwrap();
-        let names = Arc::new(super::names());
+        let names = Arc::new(super::names(200));
         let doors = connect().build().await.unwrap();
         tokio::spawn(keep_zone(SeedProxy::new(&doors).await.unwrap(), Arc::clone(&names)));
         let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();

@@ -22,6 +22,7 @@ mod acme_world;
 mod commit;
 mod crowd;
 mod dns;
+mod flood;
 mod git;
 mod guest;
 mod idle;
@@ -56,7 +57,7 @@ const GROUPS: &[Group] = &[
     Group { name: "commit", needs: &["strace", "valgrind"], rows: commit::rows, measure: commit::measure },
     Group {
         name: "dns",
-        needs: &["dnsperf", "knotd", "knotc", "valgrind", "strace", "taskset", "dbus-daemon"],
+        needs: &["dnsperf", "knotd", "knotc", "valgrind", "strace", "taskset", "dbus-daemon", "unshare", "ip"],
         rows: dns::rows,
         measure: dns::measure,
     },

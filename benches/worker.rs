@@ -49,6 +49,7 @@ pub fn run(words: &[String]) -> Option<ExitCode> {
         ["plans", _] => runtime.block_on(plans(number(1))),
         ["dns", ..] => runtime.block_on(crate::dns::door(number(1) as u16, number(2))),
         ["dns-hickory", ..] => runtime.block_on(crate::dns::hickory(number(1) as u16, number(2))),
+        ["dns-flood"] => runtime.block_on(crate::flood::flood()),
         ["dns-changes", ..] => crate::dns::changes(number(1), number(2)),
         ["statuses", _, _] => runtime.block_on(statuses(number(1), number(2))),
         ["namespace"] => println!("{}", namespace()),
