@@ -89,7 +89,7 @@ fn the_doors_get_every_socket_by_the_name_that_they_look_for() {
         assert_eq!(values(&text, "Service"), ["seed-serve.service"], "{unit}");
         names.extend(values(&text, "FileDescriptorName").into_iter().map(str::to_owned));
     }
-    assert_eq!(names, ["acme", "dns-tcp", "dns-udp", "http", "ssh"].map(str::to_owned).into());
+    assert_eq!(names, ["acme", "dns-tcp", "dns-udp", "http", "https", "ssh"].map(str::to_owned).into());
     let socket = read("seed-serve.socket");
     let also: Vec<&str> = values(&socket, "Also")[0].split(' ').collect();
     assert_eq!(also.len() + 1, given.len(), "enabling seed-serve.socket enables every socket");

@@ -29,6 +29,7 @@ in
         cfg.settings.ssh.port
         53
         80
+        443
       ];
       allowedUDPPorts = lib.mkIf cfg.openFirewall [ 53 ];
       # Instances ask the gateway for names and certificates. What else of the host they reach, which is nothing, Seed's own table decides.

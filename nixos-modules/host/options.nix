@@ -263,8 +263,9 @@ in
         default = null;
         example = "https://hooks.example.org/webhook/github";
         description = ''
-          The URL that tenants are told to give to the webhooks of their forges, where a proxy stands before the HTTP door. `null`:
-          `http://<domain>/webhook/github`. Changing it restarts the agent and the doors.
+          The URL that tenants are told to give to the webhooks of their forges, where a proxy stands before the doors. `null`:
+          `https://<domain>/webhook/github` if there is a CA (`acme.directory`), else the same with `http://`. Changing it restarts the
+          agent and the doors.
         '';
       };
       fetchEvery = mkOption {
@@ -331,8 +332,9 @@ in
       default = true;
       example = false;
       description = ''
-        Whether the firewall lets the world to the doors: SSH (`ssh.port`), DNS (53) and webhooks (80). Instances reach DNS at their
-        gateway in any case, and what they expose is Seed's own table's to decide, whatever this says. Changing it reloads the firewall.
+        Whether the firewall lets the world to the doors: SSH (`ssh.port`), DNS (53), webhooks (80) and HTTPS (443). Instances reach DNS
+        at their gateway in any case, and what they expose is Seed's own table's to decide, whatever this says. Changing it reloads the
+        firewall.
       '';
     };
 
@@ -358,8 +360,9 @@ in
         default = null;
         example = "https://acme-v02.api.letsencrypt.org/directory";
         description = ''
-          The directory of the certificate authority that instances get certificates from, by way of the host. Setting it agrees to the
-          authority's terms. Without it instances get none. ${restartsDoors}
+          The directory of the certificate authority that instances get certificates from, by way of the host, and the host its own, for
+          HTTPS at its domain and at `silo` of it. Setting it agrees to the authority's terms. Without it nobody gets any. Changing it
+          restarts the agent and the doors.
         '';
       };
       eabKid = mkOption {

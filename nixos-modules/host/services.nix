@@ -114,6 +114,7 @@ in
       ];
     };
     systemd.sockets.seed-serve-http.wantedBy = [ "sockets.target" ];
+    systemd.sockets.seed-serve-https.wantedBy = [ "sockets.target" ];
     systemd.sockets.seed-serve-dns-tcp = {
       wantedBy = [ "sockets.target" ];
       socketConfig = dnsListen "ListenStream";

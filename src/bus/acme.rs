@@ -12,10 +12,15 @@ pub use crate::spec::acme::{Account, Certificate, Order, Problem, Stage, Window,
 pub trait Acme {
     /// The client at `address` asks a [`Question`]. Returns a [`Told`].
     fn ask(&self, address: &str, question: &str) -> zbus::Result<String>;
+    /// The doors want a certificate for the names of this host itself: an [`Asked`]. Returns an [`Own`].
+    fn own(&self, asked: &str) -> zbus::Result<String>;
     /// The orders that the CA is to be asked for, now and after every restart: a list of [`Order`].
     fn work(&self) -> zbus::Result<String>;
     /// What came of asking the CA: a [`Report`]. Returns when it is on the disk.
     fn report(&self, report: &str) -> zbus::Result<()>;
+    /// How it is with the certificate of this host itself: a [`State`].
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn certificate(&self) -> zbus::Result<String>;
 }
 
 /// What a client wants.
@@ -88,6 +93,49 @@ pub enum Told {
     Order(Order),
     Certificate(Box<Certificate>),
     Problem(Problem),
+}
+
+/// What the doors have for a certificate of this host's own. They may ask at any time, and get what there is: only when that is due, or there
+/// is none, an order is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Asked {
+    /// DER in base64url.
+    pub csr: String,
+    /// The hash of its public key.
+    pub key: String,
+    /// Its names, which must be those that the agent holds for this host's.
+    pub names: BTreeSet<String>,
+    /// The seconds for which the CA wants to be left alone.
+    pub quiet: Option<u64>,
+}
+
+/// What there is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Own {
+    /// The one to be used, for that key.
+    pub certificate: Option<Certificate>,
+    /// The order that is under way.
+    pub order: Option<Order>,
+    /// Why none is, although one is due.
+    pub problem: Option<Problem>,
+}
+
+/// How it is with the certificate of this host itself, for whoever runs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    pub version: u32,
+    pub names: BTreeSet<String>,
+    /// Seconds since 1970; 0: there is no certificate.
+    pub not_after: u64,
+    /// When it is renewed.
+    pub renew_at: u64,
+    /// Whether the CA is being asked.
+    pub ordering: bool,
+    /// Why the last order failed; empty if it did not.
+    pub problem: String,
 }
 
 /// What came of asking the CA.

@@ -289,7 +289,8 @@ impl Config {
 
     /// Where forges are told to send their deliveries.
     pub fn webhook(&self) -> String {
-        self.github.webhook.clone().unwrap_or_else(|| format!("http://{}/webhook/github", self.domain))
+        let scheme = if self.acme.directory.is_some() { "https" } else { "http" };
+        self.github.webhook.clone().unwrap_or_else(|| format!("{scheme}://{}/webhook/github", self.domain))
     }
 
     /// The key that signs the zone, if it is signed.

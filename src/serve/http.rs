@@ -1,16 +1,22 @@
-//! The HTTP door: what forges say over their webhooks. A request has a deadline for its head, one for its body, and a limit for its size;
-//! a connection counts among the strangers of its neighbourhood. What a delivery is about is read here, where a parser can do no harm;
-//! whether it is signed, and what comes of it, the agent decides.
+//! The HTTP and the HTTPS door: what forges say over their webhooks. A request has a deadline for its head, one for its body, and a limit
+//! for its size; a connection counts among the strangers of its neighbourhood. What a delivery is about is read here, where a parser can do
+//! no harm; whether it is signed, and what comes of it, the agent decides.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
     body::{Body, Bytes},
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
+    middleware::Next,
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -18,13 +24,14 @@ use hyper_util::{
 };
 use serde::Deserialize;
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    sync::{Semaphore, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Doors, ask, crowd::Crowd};
+use super::{Doors, acme::own::Tls, ask, crowd::Crowd, https::Hello, proxy, sockets::Listener};
 use crate::{
     bus::{Refusal, github::GitHubProxy},
     spec::name::RefName,
@@ -38,6 +45,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a connection may last.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// How long whatever stands in front of the door may take to say whose a connection is.
+const PROXY_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What requests share.
 #[derive(Clone)]
 struct Shared {
@@ -46,20 +56,81 @@ struct Shared {
     turns: Arc<Semaphore>,
 }
 
+/// The HTTP door or the HTTPS door.
+pub(super) struct Door {
+    doors: Arc<Doors>,
+    // One of its own: who floods one door keeps nobody from the other.
+    crowd: Arc<Crowd>,
+    router: Router,
+    /// What is said before anything else; `None`: nothing, it is plain HTTP.
+    hello: Option<Hello>,
+}
+
+impl Door {
+    /// The HTTP door. Pages of the git hosting are elsewhere once there is a certificate.
+    pub(super) fn plain(doors: &Arc<Doors>, tls: watch::Receiver<Tls>) -> Arc<Self> {
+        let silo = format!("silo.{}", doors.settings.domain);
+        let moved = axum::middleware::from_fn(move |request: Request<Body>, next: Next| {
+            let elsewhere = elsewhere(&request, &silo).filter(|_| tls.borrow().is_some());
+            async move {
+                match elsewhere {
+                    Some(url) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, url)]).into_response(),
+                    None => next.run(request).await,
+                }
+            }
+        });
+        Arc::new(Self { doors: Arc::clone(doors), crowd: Arc::default(), router: router(doors).layer(moved), hello: None })
+    }
+
+    /// The HTTPS door.
+    pub(super) fn secret(doors: &Arc<Doors>, hello: Hello) -> Arc<Self> {
+        Arc::new(Self { doors: Arc::clone(doors), crowd: Arc::default(), router: router(doors), hello: Some(hello) })
+    }
+}
+
+fn router(doors: &Arc<Doors>) -> Router {
+    let shared = Shared { doors: Arc::clone(doors), turns: Arc::new(Semaphore::new(8)) };
+    let what = format!(
+        "This is {}, a Seed host: git push it a NixOS flake, and it boots. https://github.com/loomtex/seed\n",
+        doors.settings.domain
+    );
+    Router::new().route("/webhook/github", post(webhook)).route("/", get(async move || what)).with_state(shared)
+}
+
+/// The same page over HTTPS, of what is asked of the git hosting.
+fn elsewhere(request: &Request<Body>, silo: &str) -> Option<String> {
+    let host = field(request.headers(), "host");
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let path = request.uri().path_and_query()?;
+    (request.method() == Method::GET && name.eq_ignore_ascii_case(silo)).then(|| format!("https://{silo}{path}"))
+}
+
+/// A connection as it comes.
+enum Arrived {
+    Tcp(TcpStream, IpAddr),
+    Unix(UnixStream),
+}
+
+async fn accept(listener: &Listener) -> std::io::Result<Arrived> {
+    Ok(match listener {
+        Listener::Tcp(listener) => {
+            let (stream, peer) = listener.accept().await?;
+            Arrived::Tcp(stream, peer.ip())
+        }
+        Listener::Unix(listener) => Arrived::Unix(listener.accept().await?.0),
+    })
+}
+
 /// Takes connections until the doors close.
-pub(super) async fn listen(doors: Arc<Doors>, crowd: Arc<Crowd>, listener: TcpListener) {
-    let shared = Shared { doors: Arc::clone(&doors), turns: Arc::new(Semaphore::new(8)) };
-    let router = Router::new().route("/webhook/github", post(webhook)).with_state(shared);
+pub(super) async fn listen(door: Arc<Door>, listener: Listener) {
     loop {
         let accepted = tokio::select! {
             // Cancel-safe: a connection that is not taken waits in its queue.
-            accepted = listener.accept() => accepted,
-            () = doors.stopping.cancelled() => return,
+            accepted = accept(&listener) => accepted,
+            () = door.doors.stopping.cancelled() => return,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                drop(tokio::spawn(connection(Arc::clone(&doors), Arc::clone(&crowd), router.clone(), stream, peer)))
-            }
+            Ok(arrived) => drop(tokio::spawn(receive(Arc::clone(&door), arrived))),
             Err(error) => {
                 // Out of descriptors, most likely: give some time to come back.
                 tracing::warn!(%error, "could not accept a connection");
@@ -69,19 +140,42 @@ pub(super) async fn listen(doors: Arc<Doors>, crowd: Arc<Crowd>, listener: TcpLi
     }
 }
 
-async fn connection(doors: Arc<Doors>, crowd: Arc<Crowd>, router: Router, stream: TcpStream, peer: SocketAddr) {
+async fn receive(door: Arc<Door>, arrived: Arrived) {
+    match arrived {
+        Arrived::Tcp(stream, client) => connection(&door, stream, client).await,
+        Arrived::Unix(mut stream) => match timeout(PROXY_PATIENCE, proxy::client(&mut stream)).await {
+            Ok(Ok(client)) => connection(&door, stream, client.unwrap_or(Ipv4Addr::LOCALHOST.into())).await,
+            Ok(Err(error)) => tracing::warn!(%error, "refused a connection that was not passed on as it should"),
+            Err(_) => tracing::warn!("a connection was passed on without saying whose it is"),
+        },
+    }
+}
+
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(door: &Door, stream: S, client: IpAddr) {
     let close = CancellationToken::new();
-    let _place = crowd.enter(peer.ip(), close.clone());
+    let _place = door.crowd.enter(client, close.clone());
+    let Some(hello) = &door.hello else { return converse(door, stream, &close).await };
+    let begun = tokio::select! {
+        begun = timeout(PATIENCE, hello.begin(stream)) => begun.ok().flatten(),
+        () = close.cancelled() => None,
+        () = door.doors.stopping.cancelled() => None,
+    };
+    if let Some(stream) = begun {
+        converse(door, stream, &close).await;
+    }
+}
+
+async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(door: &Door, stream: S, close: &CancellationToken) {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 << 10);
-    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(door.router.clone()));
     tokio::pin!(serving);
     tokio::select! {
         // An error is the client's, and nobody is left to be told.
         served = &mut serving => drop(served),
         () = close.cancelled() => {}
         () = tokio::time::sleep(LONGEST) => {}
-        () = doors.stopping.cancelled() => {
+        () = door.doors.stopping.cancelled() => {
             // What was asked is still answered.
             serving.as_mut().graceful_shutdown();
             drop(timeout(PATIENCE, serving).await);

@@ -15,8 +15,10 @@ pub mod git;
 mod guest;
 mod host_key;
 mod http;
+mod https;
 pub mod pktline;
 pub mod progress;
+mod proxy;
 pub mod receive;
 mod relay;
 mod sftp;
@@ -30,10 +32,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::sockets::Sockets;
+pub use self::sockets::{Listener, Sockets};
 use crate::{
     bus::{SeedProxy, acme::AcmeProxy},
-    spec::{name::Domain, quantity::Bytes},
+    spec::{acme::names_of_host, name::Domain, quantity::Bytes},
 };
 
 /// What the doors need to know of this host. From the configuration.
@@ -56,6 +58,8 @@ pub struct Settings {
     pub acme: acme::Settings,
     /// How long a stranger may take to prove a key.
     pub auth_timeout: Duration,
+    /// How often the agent is asked whether this host's own certificate is due.
+    pub certificate_look: Duration,
     /// How long a stop waits for pushes that the agent has not heard of yet.
     pub stop_timeout: Duration,
 }
@@ -73,6 +77,7 @@ impl Settings {
             max_pack: Bytes(2 << 30),
             acme: acme::Settings::default(),
             auth_timeout: Duration::from_secs(30),
+            certificate_look: Duration::from_secs(3600),
             stop_timeout: Duration::from_secs(20),
         }
     }
@@ -157,11 +162,6 @@ pub async fn run_until(
     listeners.spawn(stoppable(stopping.clone(), unheard::tell(Arc::clone(&doors), unheard)));
     let crowd = Arc::new(crowd::Crowd::default());
     let config = Arc::new(ssh::config(key));
-    // A crowd of its own: who floods one door keeps nobody from the other.
-    let http_crowd = Arc::new(crowd::Crowd::default());
-    for listener in sockets.http {
-        listeners.spawn(http::listen(Arc::clone(&doors), Arc::clone(&http_crowd), listener));
-    }
     for listener in sockets.ssh {
         listeners.spawn(ssh::listen(Arc::clone(&doors), Arc::clone(&config), Arc::clone(&crowd), listener));
     }
@@ -170,6 +170,20 @@ pub async fn run_until(
     listeners.spawn(stoppable(stopping.clone(), Arc::clone(&certificates).issue()));
     for listener in sockets.acme {
         listeners.spawn(stoppable(stopping.clone(), acme::listen(Arc::clone(&certificates), listener)));
+    }
+    let own_names = names_of_host(&doors.settings.domain);
+    let (keeper, tls) = certificates.keeper(own_names.clone(), doors.settings.certificate_look);
+    // Without the door nobody would see it.
+    if !sockets.https.is_empty() {
+        listeners.spawn(stoppable(stopping.clone(), keeper.run()));
+    }
+    let plain = http::Door::plain(&doors, tls.clone());
+    for listener in sockets.http {
+        listeners.spawn(http::listen(Arc::clone(&plain), listener));
+    }
+    let secret = http::Door::secret(&doors, https::Hello { names: own_names, tls });
+    for listener in sockets.https {
+        listeners.spawn(http::listen(Arc::clone(&secret), listener));
     }
     let told = Arc::clone(&names);
     listeners.spawn(stoppable(stopping.clone(), async move { told.tell_secondaries().await }));

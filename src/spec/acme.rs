@@ -1,10 +1,61 @@
-//! What the ACME facade keeps: accounts of instances, their orders, and certificates. Every name in them was decided by this host.
+//! What the ACME facade keeps: accounts of instances, orders, and certificates, also this host's own. Every name in them was decided by
+//! this host.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::name::{Domain, InstanceId};
+use super::name::{Domain, InstanceId, NameError, Namespace};
+
+/// Whose an order or a certificate is. As text it is the instance, or `host`, which no instance is called.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Holder {
+    /// This host itself, for its HTTPS door.
+    Host,
+    Instance(InstanceId),
+}
+
+impl Holder {
+    /// `None` for the host.
+    pub fn namespace(&self) -> Option<&Namespace> {
+        match self {
+            Self::Host => None,
+            Self::Instance(id) => Some(&id.namespace),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Instance(id) => id.fmt(f),
+        }
+    }
+}
+
+impl From<Holder> for String {
+    fn from(holder: Holder) -> Self {
+        holder.to_string()
+    }
+}
+
+impl TryFrom<String> for Holder {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        if text == "host" { Ok(Self::Host) } else { text.parse().map(Self::Instance) }
+    }
+}
+
+impl PartialEq<InstanceId> for Holder {
+    fn eq(&self, other: &InstanceId) -> bool {
+        matches!(self, Self::Instance(id) if id == other)
+    }
+}
 
 /// An account of an instance's client: a key that signs its requests. The instance itself is known by its address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,13 +71,15 @@ pub struct Account {
     pub at: u64,
 }
 
-/// An order of an instance's client.
+/// An order of an instance's client, or of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Order {
     pub id: String,
+    /// Empty for this host's own, which has no account here.
     pub account: String,
-    pub instance: InstanceId,
+    #[serde(alias = "instance")]
+    pub holder: Holder,
     /// Full names, without a final dot.
     pub names: BTreeSet<String>,
     /// The certificate that it is to replace, as ARI names it.
@@ -69,12 +122,13 @@ pub struct Work {
     pub challenges: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// A certificate of an instance.
+/// A certificate of an instance, or of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Certificate {
     pub id: String,
-    pub instance: InstanceId,
+    #[serde(alias = "instance")]
+    pub holder: Holder,
     pub names: BTreeSet<String>,
     /// As in [`Work`].
     pub key: String,
@@ -107,6 +161,14 @@ impl Certificate {
         let third = Window { start: self.not_before + life / 3 * 2, end: self.not_before + life / 4 * 3 };
         let last = Window { start: self.not_before, end: self.not_before };
         if self.revoked { last } else { self.window.unwrap_or(third) }
+    }
+
+    /// When this host renews one of its own: somewhere in the window, by its fingerprint, so that certificates that were issued together
+    /// are not renewed together.
+    pub fn renew_at(&self) -> u64 {
+        let Window { start, end } = self.window();
+        let spread = u64::from_str_radix(self.fingerprint.get(..8).unwrap_or_default(), 16).unwrap_or(0);
+        start + spread % end.saturating_sub(start).max(1)
     }
 
     /// Whether somebody who asks for it again may get this one.
@@ -148,6 +210,12 @@ impl Problem {
 /// The full names that an instance may have in a certificate.
 pub fn names_of(instance: &InstanceId, domain: &Domain) -> BTreeSet<String> {
     BTreeSet::from([format!("{}.{}.{domain}", instance.name, instance.namespace)])
+}
+
+/// The full names of this host that its HTTPS door answers to: the zone's apex, by which people reach it, and `silo`, the git hosting. `ns1`
+/// is not among them: nobody browses a name server.
+pub fn names_of_host(domain: &Domain) -> BTreeSet<String> {
+    BTreeSet::from([domain.to_string(), format!("silo.{domain}")])
 }
 
 /// Everything that is kept.

@@ -4,6 +4,7 @@
 
 mod client;
 mod clients;
+mod https;
 mod protocol;
 mod refused;
 mod tenants;

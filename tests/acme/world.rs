@@ -74,12 +74,16 @@ pub fn name(tenant: &str) -> String {
 
 pub struct World {
     pub directory: tempfile::TempDir,
-    state: MemoryState,
+    pub state: MemoryState,
     pub port: u16,
     acme: TcpListener,
     dns_tcp: TcpListener,
     dns_udp: UdpSocket,
     ssh: TcpListener,
+    pub http: TcpListener,
+    pub https: TcpListener,
+    /// Whether this host has an HTTPS door.
+    secret: bool,
     ca_port: u16,
     roots_port: u16,
     /// Of a hundred good nonces.
@@ -133,7 +137,7 @@ impl World {
 
     /// Everything is up; the CA wants an external account binding.
     pub fn bound() -> Self {
-        let mut world = Self::prepared(true, tenants());
+        let mut world = Self::prepared(true, false, tenants());
         world.start_ca();
         world
     }
@@ -145,10 +149,15 @@ impl World {
 
     /// The same with other tenants.
     pub fn with(memory: Memory) -> Self {
-        Self::prepared(false, memory)
+        Self::prepared(false, false, memory)
     }
 
-    fn prepared(bound: bool, memory: Memory) -> Self {
+    /// Everything but the CA is up, and this host has an HTTPS door.
+    pub fn with_https() -> Self {
+        Self::prepared(false, true, tenants())
+    }
+
+    fn prepared(bound: bool, secret: bool, memory: Memory) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path();
         std::fs::write(at.join("bus.conf"), bus_configuration(at)).unwrap();
@@ -169,6 +178,9 @@ impl World {
             dns_tcp,
             dns_udp,
             ssh: free(),
+            http: free(),
+            https: free(),
+            secret,
             ca_port: free().local_addr().unwrap().port(),
             roots_port: free().local_addr().unwrap().port(),
             rejects: 20,
@@ -392,6 +404,7 @@ impl World {
                 account: self.path("account"),
             }),
         };
+        settings.certificate_look = Duration::from_millis(50);
         let tcp = |listener: &TcpListener| {
             let listener = listener.try_clone().unwrap();
             listener.set_nonblocking(true).unwrap();
@@ -400,12 +413,16 @@ impl World {
         runtime.block_on(async {
             let udp = self.dns_udp.try_clone().unwrap();
             udp.set_nonblocking(true).unwrap();
+            // What an earlier life has left.
+            drop(std::fs::remove_file(self.path("https.sock")));
+            let unix = tokio::net::UnixListener::bind(self.path("https.sock")).unwrap();
             let sockets = Sockets {
                 ssh: vec![tcp(&self.ssh)],
                 dns_udp: vec![tokio::net::UdpSocket::from_std(udp).unwrap()],
                 dns_tcp: vec![tcp(&self.dns_tcp)],
                 acme: vec![tcp(&self.acme)],
-                http: Vec::new(),
+                http: vec![tcp(&self.http).into()],
+                https: if self.secret { vec![tcp(&self.https).into(), unix.into()] } else { Vec::new() },
             };
             let bus = zbus::connection::Builder::address(self.bus_address().as_str()).build().await.unwrap();
             let proxy = SeedProxy::new(&bus).await.unwrap();

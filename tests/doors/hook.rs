@@ -127,7 +127,7 @@ async fn a_delivery_reaches_the_agent_as_it_was_signed_and_its_answer_is_the_sta
         assert!(said.out.ends_with(status), "{headers:?}: {said:?}");
     }
     assert_eq!(github.calls().len(), 2, "the agent is asked about what is a delivery: {:?}", github.calls());
-    for (url, status) in [("webhook/github", "405"), ("", "404"), ("webhook/gitlab", "404")] {
+    for (url, status) in [("webhook/github", "405"), ("", "200"), ("else", "404"), ("webhook/gitlab", "404")] {
         let url = format!("http://{}/{url}", world.http);
         let said = run(Command::new("curl").args(["-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", &url])).await;
         assert_eq!(said.out, status, "{url}");

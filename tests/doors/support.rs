@@ -340,7 +340,8 @@ impl World {
         };
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.http = http.local_addr().unwrap();
-        let sockets = Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp], http: vec![http], acme: vec![] };
+        let sockets =
+            Sockets { ssh: vec![ssh], dns_udp: vec![udp], dns_tcp: vec![tcp], http: vec![http.into()], ..Sockets::default() };
         let proxy = SeedProxy::new(&bus).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let settings = self.settings.clone();

@@ -9,13 +9,11 @@
 //! | 300 orders of an account in 3 hours | 240 |
 //!
 //! The last quarter of what all share is kept for namespaces that have had nothing of it yet, and a renewal needs nothing of the week's.
+//! The certificate of the host itself needs nothing of it either: tenants cannot spend it, and four a week fit between 40 and 50.
 
 use std::collections::BTreeSet;
 
-use crate::spec::{
-    acme::{Ledger, Order, Problem, Stage},
-    name::InstanceId,
-};
+use crate::spec::acme::{Holder, Ledger, Order, Problem, Stage};
 
 const HOUR: u64 = 3600;
 const WEEK: u64 = 7 * 24 * HOUR;
@@ -49,15 +47,18 @@ pub fn is_renewal(ledger: &Ledger, names: &BTreeSet<String>) -> bool {
 }
 
 /// Refuses an order for which nothing is left, and says when there will be.
-pub fn check(ledger: &Ledger, instance: &InstanceId, names: &BTreeSet<String>, limits: Limits, now: u64) -> Result<(), Problem> {
+pub fn check(ledger: &Ledger, holder: &Holder, names: &BTreeSet<String>, limits: Limits, now: u64) -> Result<(), Problem> {
     let begun = |secs: u64| {
         let since = now.saturating_sub(secs);
         ledger.orders.values().filter_map(move |order| order.begun.filter(|at| *at > since).map(|at| (at, order)))
     };
-    let own = |order: &Order| order.instance.namespace == instance.namespace;
+    let own = |order: &Order| order.holder.namespace() == holder.namespace();
     let shown = || names.iter().cloned().collect::<Vec<_>>().join(", ");
 
-    let same: Vec<u64> = begun(WEEK).filter(|(_, order)| order.names == *names).map(|(at, _)| at).collect();
+    // What failed is no certificate. Of tenants it counts all the same; a host whose domain was not delegated yet is not kept waiting for a week.
+    let spent = |order: &Order| *holder != Holder::Host || !matches!(order.stage, Stage::Invalid(..));
+    let same = begun(WEEK).filter(|(_, order)| order.names == *names && spent(order));
+    let same: Vec<u64> = same.map(|(at, _)| at).collect();
     full(&same, SAME, WEEK, now).map_err(|wait| {
         let what =
             format!("{SAME} certificates for {} were asked for in 7 days: keep the key and certificate over restarts", shown());
@@ -70,6 +71,9 @@ pub fn check(ledger: &Ledger, instance: &InstanceId, names: &BTreeSet<String>, l
     let failed: Vec<u64> = failed.filter(|at| *at > now.saturating_sub(HOUR)).collect();
     full(&failed, FAILURES, HOUR, now)
         .map_err(|wait| Problem::limited(format!("{} failed {FAILURES} times within an hour", shown()), wait))?;
+    if *holder == Holder::Host {
+        return Ok(());
+    }
 
     let (all, mine): (Vec<u64>, Vec<u64>) = shares(begun(3 * HOUR), own);
     let everybody = "this host has asked its CA as often as it may for the moment";
@@ -117,7 +121,10 @@ fn full(times: &[u64], limit: usize, window: u64, now: u64) -> Result<(), u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::acme::{Certificate, names_of};
+    use crate::spec::{
+        acme::{Certificate, names_of, names_of_host},
+        name::InstanceId,
+    };
 
     const NOW: u64 = 10 * WEEK;
 
@@ -131,7 +138,7 @@ mod tests {
         let order = Order {
             id: id.clone(),
             account: String::new(),
-            instance: instance.clone(),
+            holder: Holder::Instance(instance.clone()),
             names,
             replaces: None,
             at: begun,
@@ -145,7 +152,7 @@ mod tests {
 
     fn ask(ledger: &Ledger, instance: &InstanceId) -> Result<(), u64> {
         let names = names_of(instance, &"seed.example".parse().unwrap());
-        check(ledger, instance, &names, Limits::default(), NOW).map_err(|problem| {
+        check(ledger, &Holder::Instance(instance.clone()), &names, Limits::default(), NOW).map_err(|problem| {
             assert_eq!((problem.kind.as_str(), problem.status), ("rateLimited", 429));
             problem.retry_after.unwrap()
         })
@@ -171,6 +178,24 @@ mod tests {
     }
 
     #[test]
+    fn tenants_spend_nothing_of_the_hosts_own() {
+        let mut ledger = Ledger::default();
+        for n in 0..300u32 {
+            order(&mut ledger, &instance((n % 20) as u8, &format!("i{n}")), NOW - 60, Stage::Ready);
+        }
+        let names = names_of_host(&"seed.example".parse().unwrap());
+        let host = |ledger: &Ledger| check(ledger, &Holder::Host, &names, Limits::default(), NOW).is_ok();
+        assert!(host(&ledger) && ask(&ledger, &instance(21, "web")).is_err());
+        for n in 0..4u64 {
+            assert!(host(&ledger), "{n}");
+            order(&mut ledger, &instance(0, "host"), NOW - 60, Stage::Ready);
+            let last = ledger.orders.values_mut().find(|order| order.holder == instance(0, "host")).unwrap();
+            (last.holder, last.names) = (Holder::Host, names.clone());
+        }
+        assert!(!host(&ledger), "it has its own limits");
+    }
+
+    #[test]
     fn a_namespace_has_its_share_and_the_last_quarter_is_for_those_who_had_none() {
         let mut ledger = Ledger::default();
         let mut greedy = 0;
@@ -182,7 +207,11 @@ mod tests {
                     order(&mut ledger, &one, NOW - 4 * HOUR, Stage::Ready);
                 }
             }
-            let own = ledger.orders.values().filter(|order| order.instance.namespace == instance(namespace, "x").namespace).count();
+            let own = ledger
+                .orders
+                .values()
+                .filter(|order| order.holder.namespace() == Some(&instance(namespace, "x").namespace))
+                .count();
             assert!((1..=10).contains(&own), "each had something, and nobody more than its share: {own}");
         }
         assert!(greedy <= 40 && greedy > 30, "{greedy}");
@@ -197,7 +226,7 @@ mod tests {
         let names = names_of(&late, &"seed.example".parse().unwrap());
         let certificate = Certificate {
             id: "c".into(),
-            instance: late.clone(),
+            holder: Holder::Instance(late.clone()),
             names,
             key: String::new(),
             chain: String::new(),
@@ -217,7 +246,8 @@ mod tests {
         let mut ledger = Ledger::default();
         let limits = Limits { per_week: 10_000, per_namespace_week: 10_000 };
         let ask = |ledger: &Ledger, instance: &InstanceId| {
-            check(ledger, instance, &names_of(instance, &"seed.example".parse().unwrap()), limits, NOW).is_ok()
+            let holder = Holder::Instance(instance.clone());
+            check(ledger, &holder, &names_of(instance, &"seed.example".parse().unwrap()), limits, NOW).is_ok()
         };
         let given = (0..100).filter(|n| {
             let one = instance(0, &format!("i{n}"));

@@ -6,7 +6,7 @@ use super::budget::{self, Limits};
 use crate::{
     bus::acme::{Question, Told},
     spec::{
-        acme::{Account, Ledger, Order, Problem, Stage, Work},
+        acme::{Account, Holder, Ledger, Order, Problem, Stage, Work},
         name::InstanceId,
     },
     state::{Batch, Change},
@@ -121,15 +121,15 @@ impl Case<'_> {
         }
         // What this host does not know was issued elsewhere; the CA would refuse to have it replaced.
         let known = |ari: &String| {
-            let mut known = self.ledger.certificates.values().filter(|certificate| certificate.instance == *self.instance);
+            let mut known = self.ledger.certificates.values().filter(|certificate| certificate.holder == *self.instance);
             known.any(|certificate| certificate.ari == *ari && !certificate.names.is_disjoint(&names))
         };
-        let mut batch = self.prune();
+        let mut batch = prune(self.ledger, self.now);
         let gone: BTreeSet<String> = batch
             .iter()
             .filter_map(|change| if let Change::AcmeOrder(id, None) = change { Some(id.clone()) } else { None })
             .collect();
-        let idle = |order: &&Order| order.instance == *self.instance && order.begun.is_none() && !gone.contains(&order.id);
+        let idle = |order: &&Order| order.holder == *self.instance && order.begun.is_none() && !gone.contains(&order.id);
         let mut idle: Vec<&Order> = self.ledger.orders.values().filter(idle).collect();
         idle.sort_by_key(|order| order.at);
         let surplus = (idle.len() + 1).saturating_sub(IDLE_ORDERS);
@@ -137,7 +137,7 @@ impl Case<'_> {
         let order = Order {
             id: self.id.clone(),
             account: account.id.clone(),
-            instance: self.instance.clone(),
+            holder: Holder::Instance(self.instance.clone()),
             replaces: replaces.filter(known),
             names,
             at: self.now,
@@ -194,7 +194,7 @@ impl Case<'_> {
             return Err(Problem::new(400, "badCSR", detail));
         }
         let fits = |known: &&crate::spec::acme::Certificate| {
-            known.instance == *self.instance && known.key == asked.key && known.names == order.names && known.is_fresh(self.now)
+            known.holder == *self.instance && known.key == asked.key && known.names == order.names && known.is_fresh(self.now)
         };
         if let Some(known) = self.ledger.certificates.values().filter(fits).max_by_key(|known| known.not_after) {
             order.stage = Stage::Valid(known.id.clone());
@@ -202,7 +202,7 @@ impl Case<'_> {
             if let Some(secs) = quiet {
                 return Err(Problem::limited("the CA wants this host to wait", secs));
             }
-            budget::check(self.ledger, self.instance, names, self.limits, self.now)?;
+            budget::check(self.ledger, &Holder::Instance(self.instance.clone()), names, self.limits, self.now)?;
             order.begun = Some(self.now);
             order.renewal = budget::is_renewal(self.ledger, names);
             order.stage = Stage::Working(asked);
@@ -211,19 +211,19 @@ impl Case<'_> {
     }
 
     fn certificate(&self, is: impl Fn(&crate::spec::acme::Certificate) -> bool) -> Answer {
-        let found = self.ledger.certificates.values().find(|known| known.instance == *self.instance && is(known));
+        let found = self.ledger.certificates.values().find(|known| known.holder == *self.instance && is(known));
         let found = found.ok_or_else(|| Problem::new(404, "malformed", "this instance has no such certificate"))?;
         Ok((Told::Certificate(Box::new(found.clone())), Batch::new()))
     }
+}
 
-    /// What need not be remembered any longer.
-    fn prune(&self) -> Batch {
-        let stale = |order: &&Order| match order.begun {
-            None => order.expires <= self.now,
-            Some(at) => at + ORDER_KEPT <= self.now,
-        };
-        let orders = self.ledger.orders.values().filter(stale).map(|order| Change::AcmeOrder(order.id.clone(), None));
-        let ended = self.ledger.certificates.values().filter(|known| known.not_after + CERTIFICATE_KEPT <= self.now);
-        orders.chain(ended.map(|known| Change::AcmeCertificate(known.id.clone(), None))).collect()
-    }
+/// What need not be remembered any longer.
+pub fn prune(ledger: &Ledger, now: u64) -> Batch {
+    let stale = |order: &&Order| match order.begun {
+        None => order.expires <= now,
+        Some(at) => at + ORDER_KEPT <= now,
+    };
+    let orders = ledger.orders.values().filter(stale).map(|order| Change::AcmeOrder(order.id.clone(), None));
+    let ended = ledger.certificates.values().filter(|known| known.not_after + CERTIFICATE_KEPT <= now);
+    orders.chain(ended.map(|known| Change::AcmeCertificate(known.id.clone(), None))).collect()
 }

@@ -3,6 +3,7 @@
 
 pub mod budget;
 mod decide;
+mod own;
 mod report;
 
 use std::net::IpAddr;
@@ -15,11 +16,11 @@ use crate::{
     build::Builder,
     bus::{
         Refusal,
-        acme::{Question, Report, Told},
+        acme::{Asked, Question, Report, Told},
     },
     host::Host,
     spec::{
-        acme::{Order, Problem, Stage, names_of},
+        acme::{Holder, Order, Problem, Stage, names_of, names_of_host},
         name::InstanceId,
     },
     state::{Batch, State},
@@ -28,9 +29,20 @@ use crate::{
 /// A question about certificates, in plain text as it came over the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    Ask { address: String, question: String },
+    Ask {
+        address: String,
+        question: String,
+    },
+    /// The doors want the certificate of this host itself.
+    Own {
+        asked: String,
+    },
+    /// How it is with that certificate.
+    Certificate,
     Work,
-    Report { report: String },
+    Report {
+        report: String,
+    },
 }
 
 impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
@@ -39,6 +51,14 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Ask { address, question } => {
                 let question = serde_json::from_str(&question).map_err(unreadable)?;
                 self.acme_ask(&address, question).await.map(|told| json(&told))
+            }
+            Request::Own { asked } => {
+                let asked = serde_json::from_str(&asked).map_err(unreadable)?;
+                self.acme_own(asked).await
+            }
+            Request::Certificate => {
+                let names = names_of_host(&self.shared.settings.layout.domain);
+                Ok(json(&own::state(&self.memory.acme, &names)))
             }
             Request::Work => self.acme_work().await,
             Request::Report { report } => {
@@ -75,23 +95,40 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    /// The orders for which the CA is to be asked. Those of instances that are not wanted any more end here, and their proofs with them.
+    async fn acme_own(&mut self, asked: Asked) -> Result<Reply, Refusal> {
+        let id = new_id().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
+        let names = names_of_host(&self.shared.settings.layout.domain);
+        let answer = own::answer(&self.memory.acme, &names, asked, self.shared.settings.acme, now(), id);
+        let (own, batch) = answer.map_err(Refusal::Invalid)?;
+        self.acme_commit(batch).await?;
+        Ok(json(&own))
+    }
+
+    /// The orders for which the CA is to be asked. Those for names that are not wanted any more end here, and their proofs with them.
     async fn acme_work(&mut self) -> Result<Reply, Refusal> {
         let working = |order: &&Order| matches!(order.stage, Stage::Working(_));
         let orders = self.memory.acme.orders.values().filter(working);
-        let gone: Vec<String> = orders.filter(|order| !self.is_wanted(&order.instance)).map(|order| order.id.clone()).collect();
+        let gone: Vec<String> = orders.filter(|order| !self.is_still_for(order)).map(|order| order.id.clone()).collect();
         for order in gone {
-            let problem = Problem::new(403, "rejectedIdentifier", "the instance does not exist any more");
+            let problem = Problem::new(403, "rejectedIdentifier", "what the certificate is for does not exist any more");
             self.acme_report(Report::Failed { order, problem }).await?;
         }
         Ok(json(&self.memory.acme.orders.values().filter(working).collect::<Vec<_>>()))
     }
 
     async fn acme_report(&mut self, report: Report) -> Result<Reply, Refusal> {
-        let wanted = |instance: &InstanceId| self.is_wanted(instance);
+        let wanted = |order: &Order| self.is_still_for(order);
         let batch = report::apply(&self.memory.acme, report, wanted, now()).map_err(Refusal::Invalid)?;
         self.acme_commit(batch).await?;
         Ok(Reply::Nothing)
+    }
+
+    /// Whether an order is still for something: its instance is wanted, or its names are this host's.
+    fn is_still_for(&self, order: &Order) -> bool {
+        match &order.holder {
+            Holder::Host => order.names == names_of_host(&self.shared.settings.layout.domain),
+            Holder::Instance(id) => self.is_wanted(id),
+        }
     }
 
     /// Remembers, and tells the DNS door if what the CA looks for has changed.

@@ -2,15 +2,12 @@
 
 use crate::{
     bus::acme::Report,
-    spec::{
-        acme::{Certificate, Ledger, Order, Stage, Work},
-        name::InstanceId,
-    },
+    spec::acme::{Certificate, Ledger, Order, Stage, Work},
     state::{Batch, Change},
 };
 
 /// The changes that a report makes, or why it cannot be about anything that is under way.
-pub fn apply(ledger: &Ledger, report: Report, wanted: impl Fn(&InstanceId) -> bool, now: u64) -> Result<Batch, String> {
+pub fn apply(ledger: &Ledger, report: Report, wanted: impl Fn(&Order) -> bool, now: u64) -> Result<Batch, String> {
     let working = |id: &str| -> Result<(Order, Work), String> {
         let order = ledger.orders.get(id).ok_or_else(|| format!("there is no order {id}"))?;
         match &order.stage {
@@ -35,8 +32,8 @@ pub fn apply(ledger: &Ledger, report: Report, wanted: impl Fn(&InstanceId) -> bo
             let (order, mut work) = working(&order)?;
             let of = name.strip_prefix("_acme-challenge.").filter(|of| order.names.contains(*of));
             let of = of.ok_or_else(|| format!("{name} is not what order {} is about", order.id))?;
-            if !wanted(&order.instance) {
-                return Err(format!("{of} is no longer the name of an instance"));
+            if !wanted(&order) {
+                return Err(format!("{of} is no longer the name of an instance, or of this host"));
             }
             // What a CA looks for is a SHA-256 in base64url.
             if value.len() != 43 || !value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
@@ -47,15 +44,15 @@ pub fn apply(ledger: &Ledger, report: Report, wanted: impl Fn(&InstanceId) -> bo
         }
         Report::Failed { order, problem } => {
             let (order, _) = working(&order)?;
-            tracing::warn!(instance = %order.instance, %problem, "the CA gave no certificate");
+            tracing::warn!(holder = %order.holder, %problem, "the CA gave no certificate");
             vec![put(order, Stage::Invalid(now, problem))]
         }
         Report::Issued { order, chain, fingerprint, ari, not_before, not_after } => {
             let (order, work) = working(&order)?;
-            tracing::info!(instance = %order.instance, not_after, "a certificate was issued");
+            tracing::info!(holder = %order.holder, not_after, "a certificate was issued");
             let certificate = Certificate {
                 id: order.id.clone(),
-                instance: order.instance.clone(),
+                holder: order.holder.clone(),
                 names: order.names.clone(),
                 key: work.key,
                 chain,

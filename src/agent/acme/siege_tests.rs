@@ -7,7 +7,7 @@ use super::{budget::Limits, decide::Case, report};
 use crate::{
     bus::acme::{Question, Report, Told},
     spec::{
-        acme::{Certificate, Problem, Stage, names_of},
+        acme::{Certificate, Holder, Problem, Stage, names_of},
         name::InstanceId,
     },
     state::Memory,
@@ -115,7 +115,7 @@ fn fifty_greedy_tenants_spend_four_fifths_and_nothing_of_an_honest_one() {
         let id = format!("old{n}");
         let certificate = Certificate {
             id: id.clone(),
-            instance: from.clone(),
+            holder: Holder::Instance(from.clone()),
             names: names(from),
             key: "old".into(),
             chain: String::new(),

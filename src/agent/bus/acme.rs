@@ -46,6 +46,15 @@ impl AcmeFace {
         Self::text(self.request(&header, connection, acme::Request::Ask { address, question }).await?)
     }
 
+    async fn own(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+        asked: String,
+    ) -> Result<String, Refusal> {
+        Self::text(self.request(&header, connection, acme::Request::Own { asked }).await?)
+    }
+
     async fn work(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -61,5 +70,12 @@ impl AcmeFace {
         report: String,
     ) -> Result<(), Refusal> {
         self.request(&header, connection, acme::Request::Report { report }).await.map(drop)
+    }
+
+    /// Nothing in it is secret: it is what everybody sees who connects.
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn certificate(&self) -> zbus::fdo::Result<String> {
+        let reply = self.handle.ask(Request::Acme(acme::Request::Certificate)).await;
+        reply.and_then(Self::text).map_err(|refusal| zbus::fdo::Error::Failed(refusal.to_string()))
     }
 }

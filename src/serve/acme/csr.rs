@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use data_encoding::HEXLOWER;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData};
 use sha2::{Digest, Sha256};
 use x509_parser::{
     certification_request::X509CertificationRequest,
@@ -80,6 +81,15 @@ impl Csr {
     }
 }
 
+/// A CSR of this host's own, in DER, and the hash of its key.
+pub fn own(key: &KeyPair, names: &BTreeSet<String>) -> Result<(Vec<u8>, String), rcgen::Error> {
+    let mut params = CertificateParams::new(names.iter().cloned().collect::<Vec<_>>())?;
+    // The names are in the SubjectAltName; a common name is what CAs no longer want.
+    params.distinguished_name = DistinguishedName::new();
+    let hash = HEXLOWER.encode(&Sha256::digest(key.subject_public_key_info()));
+    Ok((params.serialize_request(key)?.der().to_vec(), hash))
+}
+
 /// What the CA has issued, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issued {
@@ -145,7 +155,7 @@ mod tests {
     fn csr(names: &[&str], key: &KeyPair) -> Vec<u8> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name = DistinguishedName::new();
         params.serialize_request(key).unwrap().der().to_vec()
     }
 

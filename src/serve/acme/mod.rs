@@ -10,11 +10,12 @@ pub(super) mod fuzz;
 mod jws;
 mod key;
 mod nonce;
+pub mod own;
 mod requests;
 mod upstream;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -29,6 +30,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::{Instant, sleep, timeout},
 };
 
@@ -83,6 +85,7 @@ struct Visitor {
 #[derive(Debug)]
 pub struct Door {
     instances: Vec<IpNet>,
+    agent: AcmeProxy<'static>,
     facade: Facade,
     visitors: Mutex<BTreeMap<IpAddr, Visitor>>,
 }
@@ -91,7 +94,8 @@ impl Door {
     /// A door; `names` is the DNS door, in which the CA looks.
     pub fn new(settings: Settings, agent: AcmeProxy<'static>, names: Arc<Names>) -> Arc<Self> {
         let issuer = settings.ca.map(|ca| upstream::Issuer::new(ca, agent.clone(), names));
-        Arc::new(Self { instances: settings.instances, facade: Facade::new(agent, issuer), visitors: Mutex::default() })
+        let facade = Facade::new(agent.clone(), issuer);
+        Arc::new(Self { instances: settings.instances, agent, facade, visitors: Mutex::default() })
     }
 
     /// Carries orders to the CA, those of an earlier life first. Never returns.
@@ -100,6 +104,12 @@ impl Door {
             Some(issuer) => issuer.run().await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Who keeps the certificate of this host itself, and where it is seen; `look`: how often the agent is asked whether it is due.
+    pub fn keeper(&self, names: BTreeSet<String>, look: Duration) -> (own::Keeper, watch::Receiver<own::Tls>) {
+        let (tls, seen) = watch::channel(None);
+        (own::Keeper { agent: self.agent.clone(), issuer: self.facade.issuer(), names, look, tls }, seen)
     }
 
     /// Counts a connection in, if its address may have one more.

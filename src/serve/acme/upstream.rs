@@ -136,6 +136,11 @@ impl Issuer {
         }
     }
 
+    /// Where keys are kept that only the doors can read.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.ca.account
+    }
+
     /// For how many more seconds the CA wants to be left alone.
     pub fn quiet(&self) -> Option<u64> {
         let until = *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,7 +148,8 @@ impl Issuer {
     }
 
     async fn work(&self, mut order: Order) {
-        let namespace = order.instance.namespace.to_string();
+        // The host itself has a lane of its own.
+        let namespace = order.holder.namespace().map(ToString::to_string).unwrap_or_default();
         let own = {
             let mut slots = self.slots_of.lock().unwrap_or_else(PoisonError::into_inner);
             slots.retain(|_, slots| Arc::strong_count(slots) > 1);
@@ -171,7 +177,7 @@ impl Issuer {
                 Ok(Err(Trouble::Passing(why))) => why,
                 Err(_) => format!("the CA did not get done within {} s", ATTEMPT.as_secs()),
             };
-            tracing::warn!(instance = %order.instance, attempt, why, "the CA gave no certificate yet; trying again");
+            tracing::warn!(holder = %order.holder, attempt, why, "the CA gave no certificate yet; trying again");
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -239,7 +245,7 @@ impl Issuer {
         };
         let chain = chain.map_err(|error| self.trouble(error))?;
         let issued = csr::issued(&chain, &order.names, &key, now()).map_err(|what| {
-            tracing::error!(instance = %order.instance, what, "the CA did not issue what was asked for");
+            tracing::error!(holder = %order.holder, what, "the CA did not issue what was asked for");
             Trouble::Final(Problem::new(500, "serverInternal", format!("the CA sent something else: {what}")))
         })?;
         self.report(&Report::Issued {
@@ -464,7 +470,7 @@ fn certificate_id(ari: &str) -> Option<CertificateIdentifier<'_>> {
 }
 
 /// Seconds since 1970.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

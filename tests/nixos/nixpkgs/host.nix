@@ -76,6 +76,7 @@ in
       "seed-serve.socket"
       "seed-serve-acme.socket"
       "seed-serve-http.socket"
+      "seed-serve-https.socket"
       "seed-serve-dns-tcp.socket"
       "seed-serve-dns-udp.socket"
     ] (_: true);
@@ -114,6 +115,7 @@ in
       "seed-serve-dns-tcp.socket"
       "seed-serve-dns-udp.socket"
       "seed-serve-http.socket"
+      "seed-serve-https.socket"
       "seed-serve.service"
       "seed-serve.socket"
     ];
@@ -191,6 +193,7 @@ in
         [
           53
           80
+          443
           2222
         ]
         [ 53 ]
