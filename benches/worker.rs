@@ -139,6 +139,7 @@ async fn remember(count: usize, tpm: bool) {
         at: 1,
         proven: true,
         instances,
+        routes: Vec::new(),
     };
     let mut batch: Batch = vec![Change::Repo(repository.name.clone(), Some(repository)), Change::Plant(namespace(), Some(plant))];
     let id = |n| InstanceId { namespace: namespace(), name: name(n) };

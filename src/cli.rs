@@ -227,6 +227,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         parallel: config.build.parallel as usize,
         keep: config.build.keep_generations as usize,
         quota: config.quota.clone(),
+        reserved: config.reserved(),
         audit: config.audit_directory(),
         audit_keep: config.audit.keep.0,
         apex: Apex { host4, host6, nameservers: config.dns.nameservers.clone(), caa: config.dns.caa.clone() },

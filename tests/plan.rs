@@ -43,6 +43,7 @@ fn layout() -> Layout {
         boot_timeout_secs: 300,
         guest_ca: String::new(),
         log_max: Bytes(64 << 20),
+        public: Vec::new(),
     }
 }
 

@@ -16,6 +16,7 @@ use seed::{
         instance::Instance,
         name::InstanceId,
         quantity::Bytes,
+        route::{PublicAddress, Route},
     },
 };
 use serde::Deserialize;
@@ -26,6 +27,8 @@ struct Case {
     /// `qemu`, `qemu-kvm`, `cloud-hypervisor`
     vmm: String,
     instances: BTreeMap<InstanceId, CaseInstance>,
+    #[serde(default)]
+    routes: BTreeMap<InstanceId, Vec<Route>>,
 }
 
 #[derive(Deserialize)]
@@ -65,6 +68,9 @@ fn layout(vmm: &str) -> Layout {
         boot_timeout_secs: 300,
         guest_ca: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
         log_max: Bytes(64 << 20),
+        public: [("203.0.113.7", "10.0.0.5"), ("2001:db8::7", "2001:db8::7")]
+            .map(|(address, arrives)| PublicAddress { address: address.parse().unwrap(), arrives: arrives.parse().unwrap() })
+            .into(),
     }
 }
 
@@ -72,8 +78,8 @@ fn layout(vmm: &str) -> Layout {
 fn render(folder: &Path) -> BTreeMap<String, String> {
     let case: Case = serde_json::from_str(&fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
     let wanted = |one: CaseInstance| Wanted { instance: one.instance, lease: one.lease };
-    let desired =
-        Desired { instances: case.instances.into_iter().map(|(id, one)| (id, wanted(one))).collect(), ..Desired::default() };
+    let instances = case.instances.into_iter().map(|(id, one)| (id, wanted(one))).collect();
+    let desired = Desired { instances, routes: case.routes, ..Desired::default() };
     let target = target(&desired, &layout(&case.vmm));
     let mut made = BTreeMap::from([("firewall.nft".to_owned(), target.firewall)]);
     for (id, instance) in target.instances {

@@ -29,5 +29,11 @@ in
     repository = size "4Gi" "1Gi" "How large its repository may be on the disk.";
     builds = number 64 2 "How many evaluations and builds it may have at once, plans included. A deploy that is one too many waits in line, a plan is refused.";
     logs = size "2Gi" "512Mi" "How much all its journals may take together; an instance counts with `limits.journal`.";
+    routes = mkOption {
+      type = types.ints.between 0 65535;
+      default = 0;
+      example = 2;
+      description = "How many ports of this host's public addresses it may claim (the outputs `ipv4` and `ipv6` of its flake). `seed quota set REPO routes=2` gives them to one namespace. ${refused}";
+    };
   };
 }

@@ -182,6 +182,27 @@ in
           the doors; no instance is touched.
         '';
       };
+      natAddresses = mkOption {
+        type = types.listOf value.address;
+        default = [ ];
+        example = [ "10.0.0.5" ];
+        description = ''
+          Where what is sent to `publicAddresses` arrives, if they are on no interface of this host because a NAT (of a cloud, say) stands
+          before it: one for each of a family, in the same order. Public ports that repositories claim need it. ${restartsAgent}
+        '';
+      };
+      reservedPorts = mkOption {
+        type = types.listOf value.port;
+        default = [ ];
+        example = [
+          "51820/udp"
+          "8080"
+        ];
+        description = ''
+          Ports of the public addresses that no repository may claim, besides those that Seed itself uses and those of
+          `services.openssh`. Name here what else this host serves. ${restartsAgent}
+        '';
+      };
       uidBase = mkOption {
         type = types.ints.between 1000 4294900000;
         default = 1900000000;

@@ -7,6 +7,7 @@
 }:
 let
   cfg = config.services.seed;
+  sshd = config.services.openssh;
   inherit (lib) mkDefault mapAttrs;
 
   # The units of instances name these programs, and an instance whose unit reads the same is not touched: so the units must not name
@@ -23,6 +24,9 @@ in
       network = mapAttrs (_: mkDefault) {
         inherit (cfg.network) pool4 pool6;
         public_addresses = cfg.publicAddresses;
+        nat_addresses = cfg.network.natAddresses;
+        reserved_ports =
+          cfg.network.reservedPorts ++ lib.optionals sshd.enable (map (port: "${toString port}/tcp") sshd.ports);
         upstream_dns = cfg.network.upstreamDns;
         uid_base = cfg.network.uidBase;
       };

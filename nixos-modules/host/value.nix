@@ -39,6 +39,9 @@ in
   pool6 = text "pool6" ''IPv6 network with the length 64 that ends in "::", as in "fd5e:ed00::/64"'' (
     value: matches "[0-9a-fA-F]{1,4}(:[0-9a-fA-F]{1,4}){0,3}::/64" value
   );
+  port = text "port" ''port with its transport, as in "2200/tcp" or "51820/udp", or "8080" for both'' (
+    matches "[1-9][0-9]{0,4}(/tcp|/udp)?"
+  );
   size = text "size" ''size, a whole number with one of Ki, Mi, Gi, Ti, as in "500Mi" or "1Gi"'' (
     matches "[1-9][0-9]*(Ki|Mi|Gi|Ti)"
   );

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::{Event, Shared, chain, guest::wait_for_guest, job::Job, logs, now};
+use super::{Event, Shared, chain, evaluate::Checked, guest::wait_for_guest, job::Job, logs, now};
 use crate::{
     build::{self, BuildError, Builder, Evaluated, Place},
     bus::{Level, Outcome, Stage},
@@ -15,15 +15,13 @@ use crate::{
     spec::{
         desired::{self, Change as InstanceChange, Deployment},
         instance::Instance,
-        manifest::{self, Manifest, Problem},
+        manifest::Manifest,
         name::{Generation, InstanceId, InstanceName, KeyId, Namespace},
-        quota::{Quota, Share},
+        quota::Quota,
+        route::{self, Route},
     },
     state::{Ask, Pin},
 };
-
-/// The most instances that one flake may have.
-const MAX_INSTANCES: usize = 64;
 
 /// Resolves when the machine was brought to what was accepted, as far as `id` is concerned, or could not be.
 pub struct Settled {
@@ -31,8 +29,15 @@ pub struct Settled {
     pub done: oneshot::Receiver<Result<(), String>>,
 }
 
+/// Whether a deployment is new, or one that is gone back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    On,
+    Back,
+}
+
 /// How a deploy failed; what to say about it has been said.
-struct Failed(Stage);
+pub(super) struct Failed(pub(super) Stage);
 
 /// One deploy, with all it needs: it runs beside the loop.
 pub(super) struct Deploy<H, B> {
@@ -52,6 +57,8 @@ pub(super) struct Deploy<H, B> {
     pub(super) quota: Quota,
     /// What deploys may not change.
     pub(super) pins: BTreeMap<InstanceName, Pin>,
+    /// Public ports that other namespaces have.
+    pub(super) taken: Vec<Route>,
     /// `push` or `rollback`
     pub(super) kind: &'static str,
     /// Who asked; `None` for the operator.
@@ -59,11 +66,11 @@ pub(super) struct Deploy<H, B> {
 }
 
 impl<H: Host, B: Builder> Deploy<H, B> {
-    fn info(&self, stage: Stage, text: impl Into<String>) {
+    pub(super) fn info(&self, stage: Stage, text: impl Into<String>) {
         self.job.say(stage, Level::Info, text);
     }
 
-    fn error(&self, stage: Stage, text: impl Into<String>) {
+    pub(super) fn error(&self, stage: Stage, text: impl Into<String>) {
         self.job.say(stage, Level::Error, text);
     }
 
@@ -94,10 +101,11 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         let _turn = PLANS.acquire().await;
         let (outcome, stage, text) = match self.evaluate().await {
             Err(Failed(stage)) => (Outcome::Failed, stage, "nothing was changed".to_owned()),
-            Ok((_, manifests, evaluated)) => {
+            Ok(Checked { manifests, evaluated, mut routes, .. }) => {
                 self.say_changes(&self.foreseen(&manifests, &evaluated));
                 let mut instances = self.made_of(&manifests, &evaluated);
-                self.hold(&mut instances).into_iter().for_each(|text| self.info(Stage::Plan, text));
+                self.hold(&mut instances, &mut routes).into_iter().for_each(|text| self.info(Stage::Plan, text));
+                self.say_routes(&routes);
                 (Outcome::Done, Stage::Plan, format!("this is a plan: nothing was changed; to deploy it: deploy {}", self.ask.repo))
             }
         };
@@ -106,12 +114,13 @@ impl<H: Host, B: Builder> Deploy<H, B> {
 
     /// Everything, in order. Returns what to say at the end.
     async fn deploy(&self) -> Result<String, Failed> {
-        let (build_job, manifests, evaluated) = self.evaluate().await?;
+        let Checked { build_job, manifests, evaluated, mut routes } = self.evaluate().await?;
         let changes = self.foreseen(&manifests, &evaluated);
         let mut instances = self.realise(&build_job, manifests, &evaluated).await?;
-        let held = self.hold(&mut instances);
+        let held = self.hold(&mut instances, &mut routes);
         self.say_changes(&changes);
         held.into_iter().for_each(|text| self.info(Stage::Plan, text));
+        self.say_routes(&routes);
 
         let old = self.old();
         // What was wanted but never got ready (the agent was stopped meanwhile, say) has still to show that it does.
@@ -121,14 +130,14 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             .filter(|(_, change)| *change != InstanceChange::Keep || !proven)
             .map(|(name, _)| name)
             .collect();
-        let deployment = self.deployment(instances);
+        let deployment = self.deployment(instances, routes);
         let systems: Vec<_> = std::iter::once(&deployment)
             .chain(&self.before)
             .chain(&self.good)
             .chain(&self.kept)
             .flat_map(|deployment| deployment.instances.values().map(|instance| instance.toplevel.clone()))
             .collect();
-        let failed = self.bring_up(deployment.clone(), &touched).await?;
+        let failed = self.bring_up(deployment.clone(), &touched, Way::On).await?;
         if failed.is_empty() {
             drop(self.shared.events.send(Event::Proven(self.namespace.clone())).await);
             if let Err(error) = self.shared.builder.retain(&self.namespace, &systems).await {
@@ -140,7 +149,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         Err(Failed(Stage::Boot))
     }
 
-    fn deployment(&self, instances: BTreeMap<InstanceName, Instance>) -> Deployment {
+    fn deployment(&self, instances: BTreeMap<InstanceName, Instance>, routes: Vec<Route>) -> Deployment {
         Deployment {
             generation: Generation::of(instances.iter().map(|(name, instance)| (name, &instance.toplevel))),
             commit: self.ask.commit.clone(),
@@ -149,86 +158,12 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             at: now(),
             proven: false,
             instances,
+            routes,
         }
-    }
-
-    /// Source archive, evaluation, and every check that needs no build.
-    async fn evaluate(&self) -> Result<(build::Job, BTreeMap<InstanceName, Manifest>, BTreeMap<String, Evaluated>), Failed> {
-        let settings = &self.shared.settings;
-        let archive = settings.work.join(format!("{}.tar", self.job.name));
-        if let Err(error) = settings.reader.export(&self.place, &self.ask.commit, &archive).await {
-            self.error(Stage::Eval, chain(&error));
-            return Err(Failed(Stage::Eval));
-        }
-        let job = build::Job { name: self.job.name.clone(), namespace: self.namespace.clone(), source: archive.clone() };
-        self.info(Stage::Eval, format!("evaluating {} at {}", self.ask.reference.short(), &self.ask.commit.as_str()[..12]));
-        let log = self.log(Stage::Eval);
-        let evaluated = self.shared.builder.eval(&job, log).await;
-        // It was read, or could not be; either way nobody needs it any more.
-        drop(std::fs::remove_file(&archive));
-        let evaluated = evaluated.map_err(|error| self.build_failed(Stage::Eval, error))?;
-
-        let retired = self.shared.host.retired_bytes(&self.namespace).await.map_err(|error| {
-            self.error(Stage::Eval, format!("could not look at this host: {}", chain(&error)));
-            Failed(Stage::Eval)
-        })?;
-        let manifests = self.check(&evaluated, retired).map_err(|problems| {
-            for problem in problems {
-                self.error(Stage::Eval, problem.to_string());
-            }
-            Failed(Stage::Eval)
-        })?;
-        let names: Vec<&str> = manifests.keys().map(InstanceName::as_str).collect();
-        let count = names.len();
-        self.info(Stage::Eval, format!("{} ({count} instance{})", names.join(", "), if count == 1 { "" } else { "s" }));
-        Ok((job, manifests, evaluated))
-    }
-
-    /// Every problem of every instance, at once. `retired` bytes are in volumes that are kept and no longer declared.
-    fn check(
-        &self,
-        evaluated: &BTreeMap<String, Evaluated>,
-        retired: u64,
-    ) -> Result<BTreeMap<InstanceName, Manifest>, Vec<Problem>> {
-        let mut problems = Vec::new();
-        if evaluated.is_empty() {
-            problems.push(Problem::new("seeds", "is empty: give it at least one instance, as seeds.web = seed.lib.mkSeed { … }"));
-        }
-        if evaluated.len() > MAX_INSTANCES {
-            let what = format!("has {} instances: one flake may have {MAX_INSTANCES}", evaluated.len());
-            return Err(vec![Problem::new("seeds", what)]);
-        }
-        let mut manifests = BTreeMap::new();
-        for (attribute, evaluated) in evaluated {
-            match manifest::read(attribute, &evaluated.meta) {
-                Ok(manifest) => drop(manifests.insert(manifest.name.clone(), manifest)),
-                Err(found) => problems.extend(found),
-            }
-        }
-        if let Some(before) = &self.before {
-            let after = self.instances(&manifests, |name| Some((evaluated.get(name)?.out.clone(), Vec::new(), String::new())));
-            problems.extend(desired::check_change(&before.instances, &after));
-        }
-        let log_max = self.shared.settings.layout.log_max;
-        let share =
-            |(name, manifest): (&InstanceName, &Manifest)| (name.clone(), Share::of(&manifest.size, &manifest.volumes, log_max));
-        let runs = |name: &InstanceName| self.before.as_ref().is_some_and(|before| before.instances.contains_key(name));
-        // What this drops is kept as well.
-        let dropped: u64 = self
-            .before
-            .iter()
-            .flat_map(|before| &before.instances)
-            .flat_map(|(name, before)| before.volumes.iter().map(move |(key, volume)| (name, key, volume.size.0)))
-            .filter(|(name, key, _)| !manifests.get(*name).is_some_and(|manifest| manifest.volumes.contains_key(*key)))
-            .map(|(_, _, size)| size)
-            .sum();
-        let kept = Share { volumes: retired.saturating_add(dropped), ..Share::default() };
-        problems.extend(self.quota.check(&manifests.iter().map(share).collect(), runs, kept));
-        if problems.is_empty() { Ok(manifests) } else { Err(problems) }
     }
 
     /// The instances of `manifests`, each with the system that `system` gives for it: toplevel, closure, kernel parameters.
-    fn instances(
+    pub(super) fn instances(
         &self,
         manifests: &BTreeMap<InstanceName, Manifest>,
         mut system: impl FnMut(&str) -> Option<(crate::spec::name::StorePath, Vec<crate::spec::name::StorePath>, String)>,
@@ -249,7 +184,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         evaluated: &BTreeMap<String, Evaluated>,
     ) -> BTreeMap<InstanceName, InstanceChange> {
         let mut new = self.made_of(manifests, evaluated);
-        self.hold(&mut new);
+        self.hold(&mut new, &mut Vec::new());
         desired::changes(&self.old(), &new)
     }
 
@@ -273,8 +208,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         self.before.as_ref().map(|before| before.instances.clone()).unwrap_or_default()
     }
 
-    /// Puts what is pinned back as it is wanted now, and says so.
-    fn hold(&self, instances: &mut BTreeMap<InstanceName, Instance>) -> Vec<String> {
+    /// Puts what is pinned back as it is wanted now, with what leads to it, and says so.
+    fn hold(&self, instances: &mut BTreeMap<InstanceName, Instance>, routes: &mut Vec<Route>) -> Vec<String> {
         let Some(before) = &self.before else { return Vec::new() };
         let mut said = Vec::new();
         for (name, pin) in &self.pins {
@@ -283,6 +218,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
                 continue;
             }
             *new = old.clone();
+            *routes = route::with_those_of(name, routes, &before.routes);
             let by = super::history::who(pin.by.as_ref());
             said.push(match pin.held {
                 true => format!(
@@ -328,7 +264,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         }))
     }
 
-    fn build_failed(&self, stage: Stage, error: BuildError) -> Failed {
+    pub(super) fn build_failed(&self, stage: Stage, error: BuildError) -> Failed {
         match error {
             BuildError::Failed { what, lines, remedy } => {
                 self.error(stage, what);
@@ -351,7 +287,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     }
 
     /// A sender whose lines become details of the job.
-    fn log(&self, stage: Stage) -> mpsc::Sender<String> {
+    pub(super) fn log(&self, stage: Stage) -> mpsc::Sender<String> {
         let (sender, mut lines) = mpsc::channel::<String>(256);
         let job = self.job.clone();
         tokio::spawn(async move {
@@ -363,10 +299,22 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     }
 
     /// Has the deployment accepted, and waits until every instance that it touches is ready or has failed. Returns those that failed.
-    async fn bring_up(&self, deployment: Deployment, touched: &BTreeSet<InstanceName>) -> Result<Vec<InstanceName>, Failed> {
+    async fn bring_up(
+        &self,
+        deployment: Deployment,
+        touched: &BTreeSet<InstanceName>,
+        way: Way,
+    ) -> Result<Vec<InstanceName>, Failed> {
         let wanted: BTreeSet<InstanceName> = deployment.instances.keys().cloned().collect();
-        let settled = self.accept(deployment).await?;
-        Ok(self.not_ready(settled, &wanted, touched).await)
+        let moved = self.old_routes() != deployment.routes;
+        let (settled, rest): (Vec<_>, Vec<_>) =
+            self.accept(deployment, way).await?.into_iter().partition(|settled| touched.contains(&settled.id.name));
+        let failed = self.not_ready(settled, &wanted, touched).await;
+        if moved {
+            // Public ports lead where they should once a pass has nothing left to do.
+            futures_util::future::join_all(rest.into_iter().map(|settled| settled.done)).await;
+        }
+        Ok(failed)
     }
 
     /// Waits until what is touched is ready, or gone if it is not wanted, and returns what is neither.
@@ -387,9 +335,9 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         ready.into_iter().filter(|(_, ready)| !ready).map(|(name, _)| name).collect()
     }
 
-    async fn accept(&self, deployment: Deployment) -> Result<Vec<Settled>, Failed> {
+    async fn accept(&self, deployment: Deployment, way: Way) -> Result<Vec<Settled>, Failed> {
         let (answer, accepted) = oneshot::channel();
-        let event = Event::Accept(self.namespace.clone(), deployment, answer);
+        let event = Event::Accept(self.namespace.clone(), deployment, way, answer);
         let refused = |text: String| {
             self.error(Stage::Plan, text);
             Failed(Stage::Plan)
@@ -454,6 +402,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     pub(super) async fn go_back(&self, mut deployment: Deployment, failed: Vec<InstanceName>) {
         let old = self.good.as_ref().map(|good| good.instances.clone()).unwrap_or_default();
         let touched: BTreeSet<InstanceName> = failed.iter().cloned().collect();
+        let had = self.good.as_ref().map(|good| good.routes.as_slice()).unwrap_or_default();
+        deployment.routes = Self::routes_as_in(&touched, &deployment.routes, had);
         for name in &failed {
             match old.get(name) {
                 Some(before) => {
@@ -466,8 +416,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
                 }
             }
         }
-        let back = self.deployment(deployment.instances);
-        let Ok(still) = self.bring_up(back, &touched).await else { return };
+        let back = self.deployment(deployment.instances, deployment.routes);
+        let Ok(still) = self.bring_up(back, &touched, Way::Back).await else { return };
         if still.is_empty() {
             drop(self.shared.events.send(Event::Proven(self.namespace.clone())).await);
         }

@@ -21,6 +21,7 @@ use crate::{
         desired::Deployment,
         instance::Instance,
         name::{FlakeUri, Generation, InstanceId, InstanceName, KeyId, Namespace},
+        route,
     },
     state::{Ask, Batch, Change, Pin, Record, State},
 };
@@ -311,6 +312,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             at: now(),
             proven: false,
             instances,
+            // What leads to it goes back with it: that version exposes what its routes lead to.
+            routes: route::with_those_of(&id.name, &now_wanted.routes, &past.routes),
         };
         let mut pin = self.memory.pins.get(&id).cloned().unwrap_or(Pin { by: None, at: 0, held: false, refused: Vec::new() });
         (pin.by, pin.at) = (by.clone(), now());
@@ -347,6 +350,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 format!("{}: that version has no volume {volume}: it is kept, and not attached", id.name),
             );
         }
+        deploy.say_routes(&deployment.routes);
         let accepted = self.accept_with(&id.namespace, deployment.clone(), vec![Change::Pin(id.clone(), pin)]).await;
         let settled = match accepted {
             Ok(settled) => settled,

@@ -13,6 +13,7 @@ pub mod bus;
 pub mod credentials;
 pub mod deploy;
 pub mod enter;
+mod evaluate;
 mod guest;
 pub mod history;
 pub mod hook;
@@ -28,6 +29,7 @@ pub mod remote;
 mod repository;
 pub mod request;
 pub mod resolve;
+mod routes;
 #[cfg(test)]
 pub mod samples;
 pub mod status;
@@ -58,6 +60,7 @@ use crate::{
         desired::{Deployment, Desired, Wanted},
         name::{InstanceId, InstanceName, Namespace},
         quota::Quota,
+        route::Reserved,
     },
     state::{Ask, Batch, Change, Memory, Record, State, StateError, audit::Audit},
 };
@@ -80,6 +83,8 @@ pub struct Settings {
     pub keep: usize,
     /// What a namespace may have that was given no quota of its own.
     pub quota: Quota,
+    /// Ports that no namespace gets: those of the doors, and what the operator keeps.
+    pub reserved: Vec<Reserved>,
     /// Where the audit log is.
     pub audit: PathBuf,
     /// How many bytes of it are kept.
@@ -109,7 +114,7 @@ pub enum Event {
     /// A lane that had failed may be tried again.
     Retry(InstanceId),
     /// A deploy was built and is to run: remember it, and say when its instances have been acted upon.
-    Accept(Namespace, Deployment, oneshot::Sender<Result<Vec<deploy::Settled>, Refusal>>),
+    Accept(Namespace, Deployment, deploy::Way, oneshot::Sender<Result<Vec<deploy::Settled>, Refusal>>),
     /// All instances of the deployment that is wanted got ready.
     Proven(Namespace),
     /// A deploy has ended, well or not.
@@ -253,7 +258,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Event::HostSteps(result) => self.host_steps_done(result),
             Event::Lane(id, result) => self.lane_done(id, result),
             Event::Retry(id) => self.lane_retry(&id),
-            Event::Accept(namespace, deployment, answer) => {
+            Event::Accept(namespace, mut deployment, way, answer) => {
+                if way == deploy::Way::Back {
+                    self.drop_lost_claims(&namespace, &mut deployment);
+                }
                 let accepted = self.accept(&namespace, deployment).await;
                 // A deploy whose task is gone has nobody to tell.
                 drop(answer.send(accepted));
@@ -303,6 +311,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 }
                 desired.instances.insert(id, Wanted { instance: instance.clone(), lease });
             }
+            desired.routes.append(&mut self.led(namespace, deployment));
         }
         desired
     }
@@ -350,6 +359,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         mut new: Deployment,
         more: Batch,
     ) -> Result<Vec<deploy::Settled>, Refusal> {
+        self.check_claims(namespace, self.memory.wants.get(namespace), &new)?;
         let mut batch: Batch = Vec::new();
         let mut taken: BTreeSet<u16> = self.memory.leases.values().map(|lease| lease.0).collect();
         let id = |name| InstanceId { namespace: namespace.clone(), name };

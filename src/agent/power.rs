@@ -103,6 +103,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             by: key(&asker).unwrap_or_else(|| wanted.by.clone()),
             at: now(),
             instances,
+            routes: wanted.routes.iter().filter(|route| route.instance != id.name).cloned().collect(),
             ..wanted.clone()
         };
         tracing::info!(instance = %id, "destroy asked for");

@@ -136,7 +136,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             .map(|(id, pin)| (id.name.clone(), pin.clone()))
             .collect();
         let place = self.place_of(&namespace, &ask.repo);
-        Deploy { shared: self.shared.clone(), namespace, ask, place, job, before, good, kept, quota, pins, kind, by }
+        let taken = self.claimed_by_others(&namespace);
+        Deploy { shared: self.shared.clone(), namespace, ask, place, job, before, good, kept, quota, pins, taken, kind, by }
     }
 
     /// Where the repository of a deploy is.

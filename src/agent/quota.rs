@@ -59,13 +59,14 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 let share = self.shares(&namespace).into_values().fold(Share::default(), Share::and);
                 let builds = u32::from(self.deploying.contains_key(&namespace)) + self.plans(&namespace);
                 let own = self.memory.quotas.contains_key(&namespace);
-                (repository, self.quota_of(&namespace).clone(), own, share, builds, namespace)
+                let routes = self.memory.wants.get(&namespace).map_or(0, |want| want.routes.len());
+                (repository, self.quota_of(&namespace).clone(), own, share, builds, routes, namespace)
             })
             .collect();
         let shared = self.shared.clone();
         tokio::spawn(async move {
             let mut namespaces = Vec::new();
-            for (repository, quota, own, mut share, builds, namespace) in rows {
+            for (repository, quota, own, mut share, builds, routes, namespace) in rows {
                 let kept = match shared.host.retired_bytes(&namespace).await {
                     Ok(kept) => kept,
                     Err(error) => {
@@ -77,7 +78,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 share.volumes = share.volumes.saturating_add(kept);
                 let path = shared.settings.repositories.join(format!("{repository}.git"));
                 let bytes = tokio::task::spawn_blocking(move || bytes_of(&path)).await.unwrap_or_default();
-                let used = QuotaUse { share, repository: bytes, builds };
+                let used = QuotaUse { share, repository: bytes, builds, routes: u32::try_from(routes).unwrap_or(u32::MAX) };
                 namespaces.push(QuotaReport { namespace: namespace.to_string(), repository, own, quota, used });
             }
             // Who has stopped waiting does not care.

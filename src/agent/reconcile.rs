@@ -140,10 +140,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 Some(id) => lanes.entry(id.clone()).or_default().push(step),
             }
         }
+        // The host's own steps are part of what is waited for: a port leads to an instance by the firewall alone.
+        let settled = host_steps.is_empty();
         let idle: Vec<InstanceId> = self
             .lanes
             .waiters
             .iter()
+            .filter(|_| settled)
             .map(|waiter| waiter.id.clone())
             .filter(|id| !lanes.contains_key(id) && !self.lanes.stale.contains(id) && !self.lanes.is_busy(id))
             .collect();

@@ -42,5 +42,6 @@ pub fn deployment(names: &[&str]) -> Deployment {
         at: 1,
         proven: true,
         instances,
+        routes: Vec::new(),
     }
 }

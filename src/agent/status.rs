@@ -95,6 +95,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             ipv4: address.v4,
             ipv6: address.v6,
             ports: instance.ports.iter().map(|(name, port)| port_text(name.as_str(), port)).collect(),
+            routes: self.routes_of(id),
             vcpus: instance.size.vcpus,
             memory_mib: instance.size.memory_mib,
             memory_used: None,
@@ -152,12 +153,7 @@ impl Picture {
 }
 
 fn port_text(name: &str, port: &crate::spec::instance::Port) -> String {
-    let transport = match (port.protocol.tcp(), port.protocol.udp()) {
-        (true, true) => "tcp+udp",
-        (false, true) => "udp",
-        _ => "tcp",
-    };
-    format!("{name} {}/{transport}", port.port)
+    format!("{name} {}/{}", port.port, port.protocol.transport())
 }
 
 /// Adds how the guest is doing, in a user's words.

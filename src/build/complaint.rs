@@ -37,7 +37,7 @@ pub fn evaluation(lines: &[String], result: &str, timeout_secs: u32, memory: Byt
     } else if has("stack overflow") || has("max-call-depth") {
         ("the evaluation recursed too deep".to_owned(), "look for a recursion without end")
     } else {
-        ("the evaluation failed".to_owned(), "the same error is shown by: nix eval .#seeds.<name>.meta")
+        ("the evaluation failed".to_owned(), "the same error is shown by: nix eval .#seeds.<name>.meta (or .#ipv4, .#ipv6)")
     };
     BuildError::Failed { what, lines: matter(lines), remedy: remedy.to_owned() }
 }

@@ -30,6 +30,15 @@ pub struct Evaluated {
     pub out: StorePath,
 }
 
+/// What is looked at of a flake, as evaluation yields it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outputs {
+    pub seeds: BTreeMap<String, Evaluated>,
+    /// Public ports; `None` if the flake has no such output. Nothing in them has been checked.
+    pub ipv4: Option<Value>,
+    pub ipv6: Option<Value>,
+}
+
 /// A system that was built and is protected from garbage collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Realised {
@@ -70,12 +79,8 @@ impl Place {
 
 /// What turns sources into systems.
 pub trait Builder: Send + Sync + 'static {
-    /// Evaluates all of `seeds` at once. Lines of progress go to `log`.
-    fn eval(
-        &self,
-        job: &Job,
-        log: mpsc::Sender<String>,
-    ) -> impl Future<Output = Result<BTreeMap<String, Evaluated>, BuildError>> + Send;
+    /// Evaluates all that is looked at of a flake, at once. Lines of progress go to `log`.
+    fn eval(&self, job: &Job, log: mpsc::Sender<String>) -> impl Future<Output = Result<Outputs, BuildError>> + Send;
     /// Builds the derivations. Lines of progress go to `log`. `root` names the garbage collection root of each result:
     /// `<ns>/<name>/<12 characters of the store path's hash>`.
     fn realise(

@@ -20,7 +20,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{BuildError, Builder, Evaluated, Job, Realised, complaint, reach, roots};
+use super::{BuildError, Builder, Evaluated, Job, Outputs, Realised, complaint, reach, roots};
 use crate::spec::{
     name::{Namespace, StorePath},
     quantity::Bytes,
@@ -31,8 +31,9 @@ const MAX_OUTPUT: u64 = 8 << 20;
 /// How many of the last lines of a log are looked at when it failed.
 const KEPT_LINES: usize = 400;
 
-/// Turns `seeds` into `{ name = { meta, drv, out } }`, or says precisely what is wrong with its shape.
-const APPLY: &str = r#"seeds:
+/// Turns the outputs of the flake into `{ seeds.<name> = { meta, drv, out }; ipv4; ipv6 }`, or says precisely what is wrong with the
+/// shape of `seeds`. One evaluation for all: what no instance and neither of the two needs is not looked at.
+const APPLY: &str = r#"outputs:
 let
   describe = name: seed:
     if !(builtins.isAttrs seed) then throw "seeds.${name} is a ${builtins.typeOf seed}: write seeds.${name} = seed.lib.mkSeed { … }, or an attribute set with `meta` and `toplevel`"
@@ -44,9 +45,14 @@ let
       drv = builtins.unsafeDiscardStringContext seed.toplevel.drvPath;
       out = builtins.unsafeDiscardStringContext seed.toplevel.outPath;
     };
+  seeds = outputs.seeds or (throw "the flake does not provide attribute 'seeds'");
+  only = name: if outputs ? ${name} then { ${name} = outputs.${name}; } else { };
 in
-if builtins.isAttrs seeds then builtins.mapAttrs describe seeds
-else throw "`seeds` is a ${builtins.typeOf seeds}: write seeds.<name> = seed.lib.mkSeed { … }""#;
+{
+  seeds =
+    if builtins.isAttrs seeds then builtins.mapAttrs describe seeds
+    else throw "`seeds` is a ${builtins.typeOf seeds}: write seeds.<name> = seed.lib.mkSeed { … }";
+} // only "ipv4" // only "ipv6""#;
 
 /// How nix is run.
 #[derive(Debug, Clone)]
@@ -68,6 +74,21 @@ pub struct NixSettings {
 #[derive(Debug, Clone)]
 pub struct NixBuilder {
     settings: NixSettings,
+}
+
+/// What the flake says.
+#[derive(Deserialize)]
+struct WireOutputs {
+    seeds: BTreeMap<String, Wire>,
+    // Not `Option<Value>`, of which null is none: what is written and null is a mistake.
+    #[serde(default, deserialize_with = "present")]
+    ipv4: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    ipv6: Option<Value>,
+}
+
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 /// What the flake says of an instance; a derivation can be imitated, so its paths may be any text.
@@ -213,7 +234,7 @@ const HARDENED: &[&str] = &[
 ];
 
 impl Builder for NixBuilder {
-    async fn eval(&self, job: &Job, log: mpsc::Sender<String>) -> Result<BTreeMap<String, Evaluated>, BuildError> {
+    async fn eval(&self, job: &Job, log: mpsc::Sender<String>) -> Result<Outputs, BuildError> {
         let timeout = self.settings.eval_timeout_secs;
         // The unit's user reads it where it is bound to; nobody else can reach it where it is.
         std::fs::set_permissions(&job.source, Permissions::from_mode(0o444))
@@ -224,15 +245,17 @@ impl Builder for NixBuilder {
         command.arg("--property").arg(format!("BindReadOnlyPaths={}:{source}", job.source.display()));
         self.nix(&mut command);
         command.args(["eval", "--json", "--no-write-lock-file", "--apply", APPLY]);
-        command.arg(format!("tarball+file://{source}#seeds"));
+        // The dot stands for all outputs, and keeps nix from looking among the packages.
+        command.arg(format!("tarball+file://{source}#."));
         let ended = run(command, unit_name(job, "eval"), log).await?;
         if !ended.success {
             return Err(complaint::evaluation(&ended.lines, &ended.result, timeout, self.settings.eval_memory));
         }
-        let found: BTreeMap<String, Wire> = serde_json::from_slice(&ended.output)
+        let found: WireOutputs = serde_json::from_slice(&ended.output)
             .map_err(|error| BuildError::Host(format!("nix answered with what cannot be read: {error}")))?;
         let checked = |(name, wire): (String, Wire)| wire.check(&name).map(|evaluated| (name, evaluated));
-        found.into_iter().map(checked).collect()
+        let seeds = found.seeds.into_iter().map(checked).collect::<Result<_, _>>()?;
+        Ok(Outputs { seeds, ipv4: found.ipv4, ipv6: found.ipv6 })
     }
 
     async fn realise(

@@ -69,6 +69,9 @@ pub struct QuotaUse {
     /// Bytes on the disk.
     pub repository: u64,
     pub builds: u32,
+    /// Public ports.
+    #[serde(default)]
+    pub routes: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ pub mod access;
 pub mod acme;
 pub mod history;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -139,6 +139,9 @@ pub struct InstanceStatus {
     pub ipv6: Ipv6Addr,
     /// `http 80/tcp`, …
     pub ports: Vec<String>,
+    /// Ports of this host's public addresses that lead to it.
+    #[serde(default)]
+    pub routes: Vec<RouteStatus>,
     pub vcpus: u32,
     pub memory_mib: u64,
     /// Bytes in use on the host, where the kernel accounts it.
@@ -158,6 +161,20 @@ pub struct InstanceStatus {
     pub pinned_by: String,
     /// Whether this host is about to change it, or to try so again.
     pub restart_pending: bool,
+}
+
+/// One route of the outputs `ipv4` and `ipv6`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteStatus {
+    pub name: String,
+    /// Of this host; empty if it has none of them any more.
+    pub addresses: Vec<IpAddr>,
+    pub port: u16,
+    /// `tcp`, `udp`, `tcp+udp`
+    pub protocol: String,
+    /// The port of the instance.
+    pub target_port: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,7 +319,8 @@ mod tests {
     fn what_json_prints_is_what_was_promised() {
         let instance = json!({
             "name": "web", "state": "degraded", "detail": "failed in it: nginx.service", "since": 7, "restarts": 1,
-            "fqdn": "web.s-a.seed.example", "ipv4": "10.88.0.2", "ipv6": "fd5e::2", "ports": ["http 80/tcp"], "vcpus": 1,
+            "fqdn": "web.s-a.seed.example", "ipv4": "10.88.0.2", "ipv6": "fd5e::2", "ports": ["http 80/tcp"],
+            "routes": [{ "name": "web", "addresses": ["192.0.2.7", "192.0.2.8"], "port": 8080, "protocol": "tcp", "targetPort": 80 }], "vcpus": 1,
             "memoryMib": 512, "memoryUsed": 1024, "cpuMilli": 250,
             "volumes": [{ "name": "data", "size": 67_108_864, "used": 4096, "mountPoint": "/seed/storage/data" }],
             "failedUnits": ["nginx.service"], "stoppedBy": "", "pinnedBy": "operator", "restartPending": false,

@@ -5,6 +5,7 @@
 
 mod acme;
 mod dns;
+mod public;
 mod reader;
 pub mod tools;
 mod value;
@@ -25,7 +26,7 @@ pub use reader::Problem;
 
 use crate::{
     render::{Layout, Tools, Vmm},
-    spec::{address::Addressing, name::Domain, quantity::Bytes, quota::Quota},
+    spec::{address::Addressing, name::Domain, quantity::Bytes, quota::Quota, route::Reserved},
 };
 
 /// Where the configuration is if nobody says otherwise.
@@ -58,6 +59,10 @@ pub struct Network {
     pub pool6: Ipv6Net,
     /// The addresses under which the world reaches this host; what the zone's apex answers.
     pub public_addresses: Vec<IpAddr>,
+    /// Where what is sent to them arrives, one for each of a family in the same order; empty: at themselves.
+    pub nat_addresses: Vec<IpAddr>,
+    /// Ports of them that no namespace gets, besides those of the doors.
+    pub reserved_ports: Vec<Reserved>,
     /// Where names outside the zone are looked up; empty for the servers in /etc/resolv.conf.
     pub upstream_dns: Vec<SocketAddr>,
     pub uid_base: u32,
@@ -194,6 +199,8 @@ impl Config {
                 pool4: Ipv4Net::new_assert(Ipv4Addr::new(10, 83, 0, 0), 16),
                 pool6: Ipv6Net::new_assert(Ipv6Addr::new(0xfd5e, 0xed00, 0, 0, 0, 0, 0, 0), 64),
                 public_addresses: Vec::new(),
+                nat_addresses: Vec::new(),
+                reserved_ports: Vec::new(),
                 upstream_dns: Vec::new(),
                 // Between what container managers hand out and what systemd gives to foreign disk images: nobody's range.
                 uid_base: 1_900_000_000,
@@ -259,6 +266,7 @@ impl Config {
             boot_timeout_secs: self.hypervisor.boot_timeout_secs,
             guest_ca: String::new(),
             log_max: self.logs.max_per_instance,
+            public: self.public(),
         }
     }
 
@@ -360,9 +368,12 @@ fn read(reader: &mut Reader<'_>) -> Config {
         pool4: reader.parsed("network", "pool4", base.network.pool4, pool4),
         pool6: reader.parsed("network", "pool6", base.network.pool6, pool6),
         public_addresses: reader.list("network", "public_addresses", address),
+        nat_addresses: reader.list("network", "nat_addresses", address),
+        reserved_ports: reader.list("network", "reserved_ports", |text| text.parse::<Reserved>()),
         upstream_dns: reader.list("network", "upstream_dns", server),
         uid_base: reader.number("network", "uid_base", base.network.uid_base, 1_000..=4_294_900_000),
     };
+    public::check(reader, &network);
     let addressing = Addressing { pool4: network.pool4, pool6: network.pool6, uid_base: network.uid_base };
     let last = network.uid_base.saturating_add(addressing.capacity().into());
     if (network.uid_base..=last).contains(&65_534) || (network.uid_base..=last).contains(&65_535) {
@@ -421,6 +432,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
             repository: reader.parsed("quota", "repository", base.quota.repository, |text| size(text, "1Mi", "1024Ti")),
             builds: reader.number("quota", "builds", base.quota.builds, 1..=64),
             logs: reader.parsed("quota", "logs", base.quota.logs, |text| size(text, "16Mi", "1024Ti")),
+            routes: reader.number("quota", "routes", base.quota.routes, 0..=65_535),
         },
         paths: Paths {
             run: reader.parsed("paths", "run", base.paths.run, directory),

@@ -34,6 +34,7 @@ fn layout(dir: &Path) -> Layout {
         boot_timeout_secs: 1,
         guest_ca: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
         log_max: Bytes(1 << 20),
+        public: Vec::new(),
     }
 }
 

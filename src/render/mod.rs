@@ -19,6 +19,7 @@ use crate::spec::{
     name::{Domain, InstanceId, Namespace, VolumeName},
     quantity::Bytes,
     quota::Quota,
+    route::PublicAddress,
 };
 
 /// Which program runs the virtual machines of this host.
@@ -66,6 +67,8 @@ pub struct Layout {
     pub guest_ca: String,
     /// How much of one instance's journal is kept.
     pub log_max: Bytes,
+    /// The addresses under which the world reaches this host.
+    pub public: Vec<PublicAddress>,
 }
 
 impl Layout {

@@ -7,13 +7,21 @@
 //! - Guests reach the world, but not the addresses at which clouds tell what they know about their *host*.
 //! - Of the host itself, guests reach DNS, ACME and shoots on the gateway, and nothing else.
 //! - A program on the host reaches no more of a guest than a stranger does: a fixed-output build of a tenant's runs there, too.
+//! - A public port leads to an instance by DNAT, and lets nobody in who would not be let in at the instance's own address: the port must
+//!   be exposed as well. The instance sees who comes from the world as they are. The neighbours come in by it as the world does, and the
+//!   namespace too; the instance sees them as the gateway, since to be answered they must be (and inside addresses stay inside).
+//!   A program on the host is not led anywhere: its connections to the host are the host's.
 //! - That a connection is established gives no right by itself. Packets of its first direction are judged each time; answers pass to
 //!   whoever began it, known by the connection's mark, and not to who holds the address now.
 //!
 //! The table judges only what comes from or goes to a tap (`seed*`); all else it lets pass, as it is the operator's. Rules are the same
 //! for any number of instances: instances are elements of sets and maps.
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    net::IpAddr,
+};
 
 use sha2::{Digest, Sha256};
 
@@ -67,9 +75,59 @@ pub fn ruleset(desired: &Desired, layout: &Layout) -> String {
     };
     set(&mut text, "set exposed4", "ipv4_addr . inet_proto . inet_service", &|g| exposed(g, &g.address.v4));
     set(&mut text, "set exposed6", "ipv6_addr . inet_proto . inet_service", &|g| exposed(g, &g.address.v6));
+    let routed = |guest: &Guest<'_>, v4: bool| -> Vec<(String, String)> {
+        let keys = ways(desired, layout, guest, v4);
+        keys.into_iter().map(|way| (format!("{} . {} . {}", way.from, way.transport, way.port), way.to(guest))).collect()
+    };
+    elements(&mut text, "map routes4", "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service", &guests, |g| {
+        routed(g, true)
+    });
+    elements(&mut text, "map routes6", "ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service", &guests, |g| {
+        routed(g, false)
+    });
+    // What they lead to.
+    let led = |guest: &Guest<'_>, v4: bool| -> Vec<String> {
+        let ways = ways(desired, layout, guest, v4);
+        let keys: BTreeSet<String> =
+            ways.iter().map(|way| format!("{} . {} . {}", guest.inside(v4), way.transport, way.target)).collect();
+        keys.into_iter().collect()
+    };
+    set(&mut text, "set led4", "ipv4_addr . inet_proto . inet_service", &|g| led(g, true));
+    set(&mut text, "set led6", "ipv6_addr . inet_proto . inet_service", &|g| led(g, false));
     text.push_str(&rules(layout));
     text.push_str("}\n");
     text
+}
+
+/// One port of one address of this host that leads to a port of an instance.
+struct Way {
+    from: IpAddr,
+    transport: &'static str,
+    port: u16,
+    target: u16,
+}
+
+impl Way {
+    /// ` : 10.88.0.2 . 80`
+    fn to(&self, guest: &Guest<'_>) -> String {
+        format!(" : {} . {}", guest.inside(self.from.is_ipv4()), self.target)
+    }
+}
+
+/// All ways to an instance, of one family. What is sent to a public address may arrive at another; guests reach it under its own.
+fn ways(desired: &Desired, layout: &Layout, guest: &Guest<'_>, v4: bool) -> Vec<Way> {
+    let mut ways = BTreeMap::new();
+    for route in desired.routes.get(guest.id).into_iter().flatten() {
+        for address in route.addresses(&layout.public).flat_map(|one| [one.address, one.arrives]) {
+            for (transport, used) in [("tcp", route.protocol.tcp()), ("udp", route.protocol.udp())] {
+                if used && address.is_ipv4() == v4 {
+                    let way = Way { from: address, transport, port: route.port, target: route.target_port };
+                    ways.insert((address, transport, route.port), way);
+                }
+            }
+        }
+    }
+    ways.into_values().collect()
 }
 
 struct Guest<'a> {
@@ -84,6 +142,10 @@ impl Guest<'_> {
     fn mark(&self) -> u32 {
         let digest = Sha256::digest(self.id.to_string().as_bytes());
         u32::from_be_bytes(digest[..4].try_into().expect("four bytes")) | 1
+    }
+
+    fn inside(&self, v4: bool) -> IpAddr {
+        if v4 { self.address.v4.into() } else { self.address.v6.into() }
     }
 
     /// `(tcp, 80)`, …
@@ -142,6 +204,12 @@ fn rules(layout: &Layout) -> String {
     counter drop
   }}
 
+  chain destination {{
+    type nat hook prerouting priority dstnat; policy accept;
+    meta l4proto {{ tcp, udp }} dnat ip to ip daddr . meta l4proto . th dport map @routes4
+    meta l4proto {{ tcp, udp }} dnat ip6 to ip6 daddr . meta l4proto . th dport map @routes6
+  }}
+
   chain input {{
     type filter hook input priority filter; policy accept;
     iifname "seed*" jump to_host
@@ -189,7 +257,9 @@ fn rules(layout: &Layout) -> String {
     ct direction original ct state related accept
     iifname "seed*" oifname "seed*" jump between
     # What is exposed is exposed to the world, not to the neighbours: they come in as the world does.
+    iifname "seed*" oifname "seed*" ct status dnat jump led
     iifname "seed*" oifname "seed*" counter reject with icmpx admin-prohibited
+    oifname "seed*" ct status dnat jump still_led
     oifname "seed*" jump exposed
     iifname != "seed*" counter drop
     # AWS, Google, Azure, Alibaba, Oracle: most at the first.
@@ -204,6 +274,16 @@ fn rules(layout: &Layout) -> String {
     ip6 daddr . meta mark @members6 meta mark set 0 accept
     meta mark set 0
   }}
+  chain led {{
+    ip daddr . meta l4proto . th dport @led4 jump exposed
+    ip6 daddr . meta l4proto . th dport @led6 jump exposed
+  }}
+  # Whoever came in by a public port is in as long as it leads there. Marks of guests are odd; what the operator leads here has none.
+  chain still_led {{
+    ip daddr . meta l4proto . th dport @led4 ct mark set 2 return
+    ip6 daddr . meta l4proto . th dport @led6 ct mark set 2 return
+    ct mark 2 counter drop
+  }}
   chain exposed {{
     ip daddr . meta l4proto . th dport @exposed4 accept
     ip6 daddr . meta l4proto . th dport @exposed6 accept
@@ -214,7 +294,9 @@ fn rules(layout: &Layout) -> String {
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {pool4} oifname != "seed*" masquerade
-{masquerade6}  }}
+{masquerade6}    ip saddr {pool4} oifname "seed*" ct status dnat masquerade
+    ip6 saddr {pool6} oifname "seed*" ct status dnat masquerade
+  }}
 "#
     )
 }
@@ -256,10 +338,50 @@ mod tests {
     }
 
     #[test]
+    fn public_ports_are_elements_for_each_address_and_transport() {
+        let mut layout = samples::layout();
+        let public = |address: &str, arrives: &str| crate::spec::route::PublicAddress {
+            address: address.parse().unwrap(),
+            arrives: arrives.parse().unwrap(),
+        };
+        layout.public =
+            vec![public("203.0.113.7", "10.0.0.5"), public("192.0.2.8", "192.0.2.8"), public("2001:db8::7", "2001:db8::7")];
+        let mut desired = samples::desired();
+        let without = rule_lines(&ruleset(&desired, &layout));
+        let route = |family: &str, host: &str| {
+            let text =
+                format!(r#"{{"family":"{family}","name":"a","port":5300,"protocol":"dns","instance":"db","targetPort":53{host}}}"#);
+            serde_json::from_str(&text).unwrap()
+        };
+        let routes = vec![route("ipv4", r#","host":"203.0.113.7""#), route("ipv6", "")];
+        desired.routes.insert("s-gaydazldmnsg/db".parse().unwrap(), routes);
+        let text = ruleset(&desired, &layout);
+        assert_eq!(rule_lines(&text), without + 8, "two lines around the elements of four sets");
+        let db = "comment \"s-gaydazldmnsg/db\"";
+        let mut lines = Vec::new();
+        for transport in ["tcp", "udp"] {
+            lines.push(format!("203.0.113.7 . {transport} . 5300 {db} : 10.88.0.3 . 53"));
+            lines.push(format!("10.0.0.5 . {transport} . 5300 {db} : 10.88.0.3 . 53"));
+            lines.push(format!("10.88.0.3 . {transport} . 53 {db}"));
+            lines.push(format!("2001:db8::7 . {transport} . 5300 {db} : fd5e:ed00::"));
+        }
+        for line in lines {
+            assert!(text.contains(&line), "{line}\n{text}");
+        }
+        assert!(!text.contains("192.0.2.8"), "a route for one address is for no other");
+        // What this host no longer has leads nowhere.
+        layout.public.clear();
+        assert_eq!(ruleset(&desired, &layout), ruleset(&samples::desired(), &layout));
+    }
+
+    #[test]
     fn only_unique_local_addresses_are_masqueraded() {
         let mut layout = samples::layout();
         assert!(ruleset(&Desired::default(), &layout).contains("ip6 saddr fd5e:ed00::/64 oifname"));
         layout.addressing.pool6 = "2001:db8:1::/64".parse().unwrap();
-        assert!(!ruleset(&Desired::default(), &layout).contains("ip6 saddr 2001"), "a guest's global address leaves as it is");
+        assert!(
+            !ruleset(&Desired::default(), &layout).contains("ip6 saddr 2001:db8:1::/64 oifname !="),
+            "a guest's global address leaves as it is"
+        );
     }
 }

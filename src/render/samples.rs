@@ -86,5 +86,6 @@ pub(crate) fn layout() -> Layout {
         boot_timeout_secs: 300,
         guest_ca: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
         log_max: Bytes(64 << 20),
+        public: Vec::new(),
     }
 }

@@ -10,6 +10,7 @@ use super::{
     manifest::Problem,
     name::{Commit, Generation, InstanceId, InstanceName, KeyId, Namespace, RefName},
     quota::Quota,
+    route::Route,
 };
 
 /// The instances of one namespace at one commit, as they were accepted.
@@ -26,6 +27,9 @@ pub struct Deployment {
     /// Whether all its instances got ready once. Only such a deployment is gone back to.
     pub proven: bool,
     pub instances: BTreeMap<InstanceName, Instance>,
+    /// The public ports that lead to them, sorted: while this deployment is wanted, they are its namespace's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
 }
 
 /// One instance that this host should run, with the lease it holds.
@@ -43,6 +47,8 @@ pub struct Desired {
     pub stopped: BTreeSet<InstanceId>,
     /// What the namespaces of instances may have.
     pub quotas: BTreeMap<Namespace, Quota>,
+    /// The public ports that lead to an instance.
+    pub routes: BTreeMap<InstanceId, Vec<Route>>,
 }
 
 /// What a deployment does to one instance.

@@ -44,6 +44,14 @@ impl Protocol {
     pub fn udp(self) -> bool {
         matches!(self, Self::Udp | Self::Dns)
     }
+    /// `tcp`, `udp` or `tcp+udp`
+    pub fn transport(self) -> &'static str {
+        match (self.tcp(), self.udp()) {
+            (true, true) => "tcp+udp",
+            (false, true) => "udp",
+            _ => "tcp",
+        }
+    }
 }
 
 /// The table of well-known services, of which a name alone says the port: `vmconfigs/services.json`, which Nix reads too.

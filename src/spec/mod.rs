@@ -7,6 +7,7 @@
 //! | manifest | the meta JSON with which a flake describes one instance |
 //! | deployment | the instances of one namespace at one commit |
 //! | lease | the small number from which an instance's addresses, user and CID follow |
+//! | route | a port of this host's public addresses that leads to an instance |
 //! | volume | a disk that outlives its instance; retired, never deleted, when it is no longer declared |
 
 pub mod access;
@@ -22,3 +23,4 @@ pub mod name;
 pub mod ownership;
 pub mod quantity;
 pub mod quota;
+pub mod route;

@@ -100,6 +100,11 @@ name!(
     |text| label("port name", text, 40, "is longer than 40 characters")
 );
 name!(
+    /// The name of a public port, as in `ipv4.routes.<name>`: one DNS label.
+    RouteName,
+    |text| label("route name", text, 40, "is longer than 40 characters")
+);
+name!(
     /// The name of a repository in silo, without `.git`.
     RepoName,
     |text| {

@@ -9,6 +9,7 @@ use super::{
     manifest::Problem,
     name::{InstanceName, VolumeName},
     quantity::Bytes,
+    route::Route,
 };
 
 /// The most that one namespace may have.
@@ -27,6 +28,9 @@ pub struct Quota {
     pub builds: u32,
     /// Of all journals together.
     pub logs: Bytes,
+    /// Ports of the host's public addresses: each route of the outputs `ipv4` and `ipv6` is one.
+    #[serde(default)]
+    pub routes: u32,
 }
 
 impl Default for Quota {
@@ -39,6 +43,8 @@ impl Default for Quota {
             repository: Bytes(4 << 30),
             builds: 2,
             logs: Bytes(2 << 30),
+            // There is only one of each for the whole host: they are given, not had.
+            routes: 0,
         }
     }
 }
@@ -159,6 +165,26 @@ impl Quota {
             .unwrap_or_default()
     }
 
+    /// What to say if these are more public ports than there may be: those that it has are counted first.
+    pub fn check_routes(&self, wanted: &[Route], has: impl Fn(&Route) -> bool) -> Option<Problem> {
+        let most = self.routes as usize;
+        if wanted.len() <= most {
+            return None;
+        }
+        let count = if wanted.len() == 1 { "one public port".to_owned() } else { format!("{} public ports", wanted.len()) };
+        let what = if most == 0 {
+            format!("{count} wanted, where this namespace may have none: take them out, or ask the operator for a quota of routes")
+        } else {
+            let (first, second): (Vec<&Route>, Vec<&Route>) = wanted.iter().partition(|route| has(route));
+            let fit: Vec<String> = first.into_iter().chain(second).take(most).map(Route::place).collect();
+            format!(
+                "{count} wanted, where this namespace may have {most}; {} would fit. Take some out, or ask the operator for a larger quota of routes",
+                fit.join(", ")
+            )
+        };
+        Some(Problem::new("routes", what))
+    }
+
     /// Sets one of them by its name, as it is written in the configuration.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         let number = |text: &str| text.parse::<u32>().map_err(|_| format!("{name}={text:?} is no number: write {name}=8"));
@@ -174,10 +200,11 @@ impl Quota {
             "volumes" => self.volumes = bytes(value)?,
             "repository" => self.repository = bytes(value)?,
             "logs" => self.logs = bytes(value)?,
+            "routes" => self.routes = number(value)?,
             other => {
                 let given: String = other.chars().take(40).collect();
                 return Err(format!(
-                    "there is no quota {given:?}: there are instances, vcpus, memory, volumes, repository, builds, logs"
+                    "there is no quota {given:?}: there are instances, vcpus, memory, volumes, repository, builds, logs, routes"
                 ));
             }
         }
@@ -187,10 +214,10 @@ impl Quota {
 
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { instances, vcpus, memory, volumes, repository, builds, logs } = self;
+        let Self { instances, vcpus, memory, volumes, repository, builds, logs, routes } = self;
         write!(
             f,
-            "instances={instances} vcpus={vcpus} memory={memory} volumes={volumes} repository={repository} builds={builds} logs={logs}"
+            "instances={instances} vcpus={vcpus} memory={memory} volumes={volumes} repository={repository} builds={builds} logs={logs} routes={routes}"
         )
     }
 }
@@ -249,15 +276,47 @@ mod tests {
     }
 
     #[test]
+    fn public_ports_are_counted_and_those_that_are_had_come_first() {
+        let route = |name: &str, port: u16| -> Route {
+            let text =
+                format!(r#"{{"family":"ipv6","name":"{name}","port":{port},"protocol":"tcp","instance":"web","targetPort":80}}"#);
+            serde_json::from_str(&text).unwrap()
+        };
+        let (a, b, c) = (route("a", 1), route("b", 2), route("c", 3));
+        let quota = |routes| Quota { routes, ..Quota::default() };
+        let said = |quota: Quota, wanted: &[Route]| quota.check_routes(wanted, |one| *one == c).map(|problem| problem.to_string());
+        assert_eq!((said(quota(0), &[]), said(quota(1), std::slice::from_ref(&a))), (None, None));
+        let none = said(Quota::default(), std::slice::from_ref(&a)).unwrap();
+        assert!(
+            none.starts_with("routes: one public port wanted, where this namespace may have none: take them out, or ask"),
+            "{none}"
+        );
+        let some = said(quota(2), &[a, b, c.clone()]).unwrap();
+        assert!(
+            some.contains("3 public ports wanted, where this namespace may have 2; ipv6.routes.c, ipv6.routes.a would fit"),
+            "{some}"
+        );
+    }
+
+    #[test]
+    fn a_quota_from_before_there_were_routes_has_none() {
+        let mut document = serde_json::to_value(Quota::default()).unwrap();
+        document.as_object_mut().unwrap().remove("routes");
+        assert_eq!(serde_json::from_value::<Quota>(document).unwrap(), Quota::default());
+    }
+
+    #[test]
     fn what_is_written_is_what_is_read() {
         let mut quota = Quota::default();
-        let other = Quota { instances: 1, memory: Bytes(3 << 20), builds: 7, ..Quota::default() };
+        let other = Quota { instances: 1, memory: Bytes(3 << 20), builds: 7, routes: 5, ..Quota::default() };
         for word in other.to_string().split(' ') {
             let (name, value) = word.split_once('=').unwrap();
             quota.set(name, value).unwrap();
         }
         assert_eq!(quota, other);
-        for (name, value) in [("cpu", "1"), ("memory", "1"), ("instances", "-1"), ("builds", "0"), ("vcpus", "1Gi")] {
+        for (name, value) in
+            [("cpu", "1"), ("memory", "1"), ("instances", "-1"), ("builds", "0"), ("vcpus", "1Gi"), ("routes", "-1")]
+        {
             assert!(quota.set(name, value).is_err(), "{name}={value}");
         }
         assert_eq!(quota, other);

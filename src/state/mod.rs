@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `plant/<namespace>` | [`Plant`] | an invite is spent |
 //! | `repo/<name>` | [`Repository`] | a repository is created; its keys, when its default branch is pushed |
-//! | `want/<namespace>` | [`Deployment`] | a deployment was built and is to run |
+//! | `want/<namespace>` | [`Deployment`] | a deployment was built and is to run; while it is there, its routes are claimed |
 //! | `past/<namespace>/<at, 20 digits>` | [`Deployment`] | it was replaced; the last N are kept |
 //! | `ask/<namespace>` | [`Ask`] | a push was acknowledged and is not deployed yet; the newest wins |
 //! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |

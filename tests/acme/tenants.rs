@@ -34,6 +34,7 @@ pub fn memory(all: impl IntoIterator<Item = (String, Vec<String>)>) -> (Memory, 
             at: 1,
             proven: true,
             instances,
+            routes: Vec::new(),
         };
         memory.wants.insert(namespace, deployment);
     }

@@ -16,7 +16,7 @@ use seed::{
         authority::Authority,
         bus::{Face, Trust},
     },
-    build::{BuildError, Builder, Evaluated, Job, Realised},
+    build::{BuildError, Builder, Evaluated, Job, Outputs, Realised},
     bus::SeedProxy,
     config::Config,
     host::sim::Sim,
@@ -39,7 +39,7 @@ use crate::tenants;
 struct NoBuilder;
 
 impl Builder for NoBuilder {
-    async fn eval(&self, _: &Job, _: mpsc::Sender<String>) -> Result<BTreeMap<String, Evaluated>, BuildError> {
+    async fn eval(&self, _: &Job, _: mpsc::Sender<String>) -> Result<Outputs, BuildError> {
         panic!("nothing is built here")
     }
     async fn realise(
@@ -338,6 +338,7 @@ impl World {
             work: self.path("work"),
             parallel: 1,
             keep: 1,
+            reserved: config.reserved(),
             quota: config.quota,
             audit: self.path("audit"),
             audit_keep: u64::MAX,

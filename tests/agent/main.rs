@@ -12,3 +12,4 @@ mod history;
 mod remote;
 mod restart;
 mod roles;
+mod routes;

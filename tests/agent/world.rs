@@ -16,7 +16,7 @@ use seed::{
         remote,
         request::{Reply, Request},
     },
-    build::{BuildError, Builder, Evaluated, Job, Realised, fetch::Fetcher},
+    build::{BuildError, Builder, Evaluated, Job, Outputs, Realised, fetch::Fetcher},
     bus::{Level, Outcome, Progress, Pushed, Refusal, Status},
     config::Config,
     host::sim::Sim,
@@ -36,6 +36,8 @@ pub struct Table(Arc<Mutex<Plans>>);
 #[derive(Default)]
 struct Plans {
     seeds: BTreeMap<String, (Value, String)>,
+    ipv4: Option<Value>,
+    ipv6: Option<Value>,
     eval_error: Option<BuildError>,
     build_error: Option<BuildError>,
     evaluations: usize,
@@ -51,6 +53,11 @@ impl Table {
     }
     pub fn remove(&self, name: &str) {
         self.0.lock().unwrap().seeds.remove(name);
+    }
+    /// The outputs `ipv4` and `ipv6` of the flake.
+    pub fn routes(&self, ipv4: Option<Value>, ipv6: Option<Value>) {
+        let mut plans = self.0.lock().unwrap();
+        (plans.ipv4, plans.ipv6) = (ipv4, ipv6);
     }
     pub fn fail_eval(&self, error: Option<BuildError>) {
         self.0.lock().unwrap().eval_error = error;
@@ -74,7 +81,7 @@ pub fn path(tag: &str) -> StorePath {
 }
 
 impl Builder for Table {
-    async fn eval(&self, _job: &Job, log: mpsc::Sender<String>) -> Result<BTreeMap<String, Evaluated>, BuildError> {
+    async fn eval(&self, _job: &Job, log: mpsc::Sender<String>) -> Result<Outputs, BuildError> {
         let pause = self.0.lock().unwrap().pause;
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
@@ -88,7 +95,7 @@ impl Builder for Table {
         let one = |(name, (meta, tag)): (&String, &(Value, String))| {
             (name.clone(), Evaluated { meta: meta.clone(), drv: path(&format!("{tag}.drv")), out: path(tag) })
         };
-        Ok(plans.seeds.iter().map(one).collect())
+        Ok(Outputs { seeds: plans.seeds.iter().map(one).collect(), ipv4: plans.ipv4.clone(), ipv6: plans.ipv6.clone() })
     }
 
     async fn realise(
@@ -306,7 +313,8 @@ async fn start(
     forge: &Forge,
     every: Duration,
 ) -> (Handle, JoinHandle<()>) {
-    let config = Config::parse("domain = \"seed.example\"").expect("the defaults");
+    let text = "domain = \"seed.example\"\n[network]\npublic_addresses = [\"192.0.2.7\", \"2001:db8::7\"]\nreserved_ports = [\"2200/tcp\"]";
+    let config = Config::parse(text).expect("a configuration");
     let tool = |name: &str| format!("/usr/bin/{name}");
     let tools = Tools {
         seed: tool("seed"),
@@ -345,6 +353,7 @@ async fn start(
         parallel: 2,
         keep: 3,
         quota: config.quota.clone(),
+        reserved: config.reserved(),
         audit: dir.path().join("audit"),
         audit_keep: u64::MAX,
         apex: seed::render::zone::Apex::default(),

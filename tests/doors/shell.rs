@@ -18,6 +18,7 @@ pub fn status() -> Status {
         ipv4: "10.88.0.2".parse().unwrap(),
         ipv6: "fd5e::2".parse().unwrap(),
         ports: vec![],
+        routes: vec![],
         vcpus: 1,
         memory_mib: 512,
         memory_used: None,

@@ -5,6 +5,7 @@
 
 mod connections;
 mod frame;
+mod routes;
 mod world;
 
 use std::{

@@ -22,6 +22,7 @@ use seed::{
         desired::{Desired, Wanted},
         name::InstanceId,
         quantity::Bytes,
+        route::PublicAddress,
     },
 };
 
@@ -119,6 +120,7 @@ fn layout() -> Layout {
         boot_timeout_secs: 300,
         guest_ca: String::new(),
         log_max: Bytes(64 << 20),
+        public: [HOST4.into(), HOST6.into()].map(|address| PublicAddress { address, arrives: address }).into(),
     }
 }
 

@@ -42,6 +42,15 @@ in
         "192.0.2.53:5353"
         "[2001:db8::53]:53"
       ];
+      natAddresses = [
+        "10.0.0.5"
+        "fd00::5"
+      ];
+      reservedPorts = [
+        "2200/tcp"
+        "51820/udp"
+        "8080"
+      ];
       uidBase = 2000000000;
     };
     limits = {
@@ -80,6 +89,7 @@ in
       repository = "1Mi";
       builds = 64;
       logs = "16Mi";
+      routes = 65535;
     };
     ssh.port = 2222;
     acme = {

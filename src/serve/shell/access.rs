@@ -161,6 +161,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             ("repository", bytes(used.repository, quota.repository)),
             ("builds", count(used.builds.into(), quota.builds)),
             ("logs", bytes(used.share.logs, quota.logs)),
+            ("routes", count(used.routes.into(), quota.routes)),
         ];
         let mut rows = vec![show::titles(&["QUOTA", "USED", "OF"])];
         rows.extend(table.iter().map(|(name, (used, most))| show::cells(&[name, used, most])));

@@ -153,8 +153,8 @@ const VERBS: [Verb; 25] = [
         name: "quota",
         usage: "quota [REPO]",
         short: "how much you have, and may have",
-        long: "What is more than that is refused before anything is stopped. The operator changes it: seed quota set REPO memory=8Gi, or \
-               seed quota set REPO default.",
+        long: "What is more than that is refused before anything is stopped. The operator changes it: seed quota set REPO memory=8Gi routes=2, \
+               or seed quota set REPO default.",
         operator: false,
     },
     Verb {

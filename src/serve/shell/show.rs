@@ -1,6 +1,9 @@
 //! Documents as people read them: aligned columns, spans of time, colours on terminals only.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    net::SocketAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::Value;
 
@@ -96,7 +99,8 @@ fn namespace_status(namespace: &NamespaceStatus, now: u64, look: Look) -> String
     }
     let mut text = format!("{head}\n");
     if !namespace.instances.is_empty() {
-        let titles = ["INSTANCE", "STATE", "FOR", "RESTARTS", "NAME", "IPV4", "IPV6", "PORTS", "SIZE", "VOLUMES", "DETAIL"];
+        let titles =
+            ["INSTANCE", "STATE", "FOR", "RESTARTS", "NAME", "IPV4", "IPV6", "PORTS", "PUBLIC", "SIZE", "VOLUMES", "DETAIL"];
         let mut rows = vec![titles.iter().map(|title| ((*title).to_owned(), Some(DIM))).collect()];
         rows.extend(namespace.instances.iter().map(|instance| instance_row(instance, now)));
         text.push_str(&table(&rows, "  ", look));
@@ -131,10 +135,19 @@ fn instance_row(instance: &InstanceStatus, now: u64) -> Vec<Cell> {
         (instance.ipv4.to_string(), None),
         (instance.ipv6.to_string(), None),
         (instance.ports.join(", "), None),
+        (plain(&public_ports(instance)), None),
         (format!("{cpu}{} CPU, {memory}{} MiB", instance.vcpus, instance.memory_mib), None),
         (plain(&volumes.join(", ")), None),
         (detail, None),
     ]
+}
+
+/// `192.0.2.7:25/tcp, [2001:db8::7]:25/tcp`
+fn public_ports(instance: &InstanceStatus) -> String {
+    let each = instance.routes.iter().flat_map(|route| {
+        route.addresses.iter().map(|address| format!("{}/{}", SocketAddr::new(*address, route.port), route.protocol))
+    });
+    each.collect::<Vec<_>>().join(", ")
 }
 
 /// `data 12Mi of 64Mi at /seed/storage/data`
@@ -248,6 +261,7 @@ mod tests {
             ipv4: "10.88.0.2".parse().unwrap(),
             ipv6: "fd5e::2".parse().unwrap(),
             ports: vec!["http 80/tcp".into()],
+            routes: vec![],
             vcpus: 1,
             memory_mib: 512,
             memory_used: None,
