@@ -26,7 +26,7 @@ use crate::{
     },
     build::{
         self,
-        fetch::Fetcher,
+        fetch::{Credential, Fetcher},
         nix::{NixBuilder, NixSettings},
     },
     bus::SeedProxy,
@@ -99,6 +99,10 @@ struct ConfigFlag {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    if let Ok(settings) = std::env::var(build::git_ssh::VARIABLE) {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        return ExitCode::from(build::git_ssh::main(&settings, &words));
+    }
     let cli = Cli::parse();
     match run(cli.verb) {
         Ok(code) => code,
@@ -140,12 +144,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::FetchRepository(args) => {
-            let token = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("token"));
-            let token = match token.filter(|path| path.exists()) {
-                Some(path) => Some(std::fs::read_to_string(path).context("could not read the token")?),
-                None => None,
-            };
-            let found = build::fetch::fetch(&args, token.as_deref().map(str::trim))?;
+            let shown = Credential::given().map(|credential| credential.shown()).transpose();
+            let found = build::fetch::fetch(&args, shown.context("could not read the credential")?.as_ref())?;
             println!("{}", serde_json::to_string(&found).context("could not say what was found")?);
             Ok(ExitCode::SUCCESS)
         }
@@ -208,6 +208,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         },
         credentials: agent::credentials::Credentials(config.credentials_directory()),
         github: config.github.server.clone(),
+        github_ssh: config.github_ssh(),
         webhook: config.webhook(),
         every: Duration::from_secs(config.github.fetch_every_secs.into()),
         pause: Duration::from_secs(1),

@@ -279,6 +279,15 @@ in
           be in `build.allowAddresses`. Changing it restarts the agent and the doors.
         '';
       };
+      sshServer = mkOption {
+        type = types.nullOr value.sshUrl;
+        default = null;
+        example = "ssh://git@git.example.org:2222";
+        description = ''
+          What `github:` stands for where a deploy key is used. `null`: `ssh://git@` and the host of `server`. Changing it restarts the
+          agent and the doors.
+        '';
+      };
       webhook = mkOption {
         type = types.nullOr value.url;
         default = null;

@@ -62,6 +62,7 @@ in
       };
       github = mapAttrs (_: mkDefault) {
         inherit (cfg.github) server;
+        ssh_server = if cfg.github.sshServer == null then "" else cfg.github.sshServer;
         webhook = if cfg.github.webhook == null then "" else cfg.github.webhook;
         fetch_every_secs = cfg.github.fetchEvery;
         fetch_timeout_secs = cfg.github.fetchTime;

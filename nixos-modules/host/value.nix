@@ -48,6 +48,9 @@ in
   url = text "url" ''URL without user and query, as in "https://git.example.org"'' (
     matches "https?://[A-Za-z0-9][A-Za-z0-9.:/_~-]*"
   );
+  sshUrl = text "ssh-url" ''URL of an SSH server with a user, as in "ssh://git@git.example.org"'' (
+    matches "ssh://[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.:/_~-]*"
+  );
   directory =
     text "directory" ''absolute path of letters, digits and . _ + -, as in "/var/lib/seed"''
       (matches directory);

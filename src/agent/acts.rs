@@ -139,6 +139,11 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
         },
         Request::Remote(question) => match question {
             remote::Question::Plant { who, uri, .. } => act(who, "plant", uri, &[uri]),
+            remote::Question::PlantKey { who, uri, .. } => act(who, "plant key", uri, &[uri]),
+            remote::Question::Key { who, repository } => act(who, "remote key", &called(memory, who, repository), &[repository]),
+            remote::Question::Trust { who, repository, host_key } => {
+                act(who, "remote trust", &called(memory, who, repository), &[repository, host_key])
+            }
             remote::Question::SetToken { who, repository, .. } => {
                 act(who, "remote token", &called(memory, who, repository), &[repository])
             }

@@ -8,7 +8,7 @@ mod plant;
 
 use std::{collections::BTreeMap, time::Duration};
 
-pub use self::plant::Planting;
+pub use self::plant::{Lent, Planting};
 
 use super::{
     Agent, Event, chain,
@@ -23,11 +23,11 @@ use super::{
 use crate::{
     build::{
         Builder, Place,
-        fetch::{FetchError, Fetcher, Found, Wanted},
+        fetch::{Credential, FetchError, Fetcher, Found, Wanted},
     },
     bus::{
         Level, Outcome, Refusal, Stage,
-        github::{RemoteStatus, Webhook},
+        github::{RemoteKey, RemoteStatus, Webhook},
     },
     host::Host,
     spec::{
@@ -44,6 +44,8 @@ pub struct Settings {
     pub credentials: Credentials,
     /// `https://github.com`
     pub github: String,
+    /// `ssh://git@github.com`
+    pub github_ssh: String,
     /// Where forges send their deliveries.
     pub webhook: String,
     /// How often a branch is looked at in any case.
@@ -61,7 +63,12 @@ pub enum Question {
         uri: String,
         code: String,
         line: String,
-        token: Option<Secret>,
+        lent: Lent,
+    },
+    PlantKey {
+        who: String,
+        uri: String,
+        code: String,
     },
     Show {
         who: String,
@@ -75,6 +82,15 @@ pub enum Question {
     ForgetToken {
         who: String,
         repository: String,
+    },
+    Key {
+        who: String,
+        repository: String,
+    },
+    Trust {
+        who: String,
+        repository: String,
+        host_key: String,
     },
     NewSecret {
         who: String,
@@ -143,15 +159,18 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Answers a question, at once or from a task.
     pub(super) async fn remote(&mut self, question: Question, answer: Answer) {
         let reply = match question {
-            Question::Plant { who, uri, code, line, token } => {
-                return self.plant_remote(&who, &uri, code, line, token, answer);
+            Question::Plant { who, uri, code, line, lent } => {
+                return self.plant_remote(&who, &uri, code, line, &lent, answer);
             }
+            Question::PlantKey { who, uri, code } => self.plant_key(&who, &uri, code),
             Question::Hook { repository, branch, signature, body } => {
                 return self.hook(&repository, branch, &signature, body, answer);
             }
             Question::Show { who, repository } => self.show_remote(&who, &repository),
             Question::SetToken { who, repository, token } => self.set_token(&who, &repository, &token),
             Question::ForgetToken { who, repository } => self.forget_token(&who, &repository),
+            Question::Key { who, repository } => self.deploy_key(&who, &repository),
+            Question::Trust { who, repository, host_key } => self.trust(&who, &repository, &host_key).await,
             Question::NewSecret { who, repository } => self.new_secret(&who, &repository).await,
         };
         // Who has stopped waiting does not care.
@@ -189,15 +208,14 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 
     /// What is fetched for a namespace.
-    fn wanted(
-        &self,
-        namespace: &Namespace,
-        remote: &Remote,
-        known: Option<crate::spec::name::Commit>,
-        token: Option<std::path::PathBuf>,
-    ) -> Wanted {
+    fn wanted(&self, namespace: &Namespace, remote: &Remote, credential: Option<Credential>) -> Wanted {
         let settings = &self.shared.settings.remotes;
-        Wanted { namespace: namespace.clone(), url: remote.url(&settings.github), branch: remote.branch().cloned(), known, token }
+        let url = match credential {
+            Some(Credential::Key(_)) => remote.ssh_url(&settings.github_ssh),
+            _ => remote.url(&settings.github),
+        };
+        let host_key = self.memory.upstreams.get(namespace).and_then(|upstream| upstream.host_key.clone());
+        Wanted { namespace: namespace.clone(), url, branch: remote.branch().cloned(), known: None, credential, host_key }
     }
 
     /// Fetches a planted repository; with a job it is deployed whether or not there is something new.
@@ -218,8 +236,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return;
         }
         let known = if job.is_some() { None } else { upstream.seen.clone() };
-        let token = self.shared.settings.remotes.credentials.token(namespace);
-        let wanted = self.wanted(namespace, &remote, known, token);
+        let credential = self.shared.settings.remotes.credentials.of(namespace);
+        let wanted = Wanted { known, ..self.wanted(namespace, &remote, credential) };
         if let Some(job) = &job {
             job.say(Stage::Fetch, Level::Info, format!("fetching {}", wanted.url));
         }
@@ -267,7 +285,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     /// Deploys a commit that was not seen before, or whichever it is if somebody asked for it.
     async fn take_up(&mut self, namespace: &Namespace, fetched: Fetched, job: Option<Job>) {
-        let Fetched { found: Found { branch, commit }, keys } = fetched;
+        let Fetched { found: Found { branch, commit, host_key }, keys } = fetched;
         let (plant, upstream) = (self.memory.plants.get(namespace), self.memory.upstreams.get(namespace));
         let (Some(plant), Some(upstream)) = (plant.cloned(), upstream.cloned()) else {
             if let Some(job) = job {
@@ -275,14 +293,20 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             }
             return;
         };
+        let host_key = host_key.or_else(|| upstream.host_key.clone());
         if job.is_none() && upstream.seen.as_ref() == Some(&commit) {
+            if host_key != upstream.host_key {
+                let upstream = Upstream { host_key, ..upstream };
+                // If it is not remembered, it is taken for what it says once more.
+                drop(self.commit(vec![Change::Upstream(namespace.clone(), Some(upstream))]).await);
+            }
             return;
         }
         // Its forge decides who may push there; whoever may is taken at his word.
         let (keys, notes) = new_keys(&upstream.repository, &Principal::Operator, keys, now());
         let repository = Repository { keys, ..upstream.repository.clone() };
         let ask = Ask { repo: repository.name.clone(), reference: branch.clone(), commit: commit.clone(), by: plant.by, at: now() };
-        let upstream = Upstream { repository, branch: Some(branch.clone()), seen: Some(commit.clone()), ..upstream };
+        let upstream = Upstream { repository, branch: Some(branch.clone()), seen: Some(commit.clone()), host_key, ..upstream };
         let mut batch = self.superseded(namespace);
         batch.extend([Change::Upstream(namespace.clone(), Some(upstream)), Change::Ask(namespace.clone(), Some(ask.clone()))]);
         let committed = self.commit(batch).await;
@@ -367,14 +391,17 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let plant = self.remote_plant(who, Verb::See, name)?;
         let settings = &self.shared.settings.remotes;
         let last = self.remotes.last.get(&plant.namespace);
-        let seen = self.memory.upstreams.get(&plant.namespace).and_then(|upstream| upstream.seen.as_ref());
+        let upstream = self.memory.upstreams.get(&plant.namespace);
+        let seen = upstream.and_then(|upstream| upstream.seen.as_ref());
         Ok(json(&RemoteStatus {
             version: 1,
             namespace: plant.namespace.to_string(),
             flake: plant.uri.to_string(),
             branch: self.branch_of(&plant.namespace).map(|branch| branch.short().to_owned()).unwrap_or_default(),
             commit: seen.map(ToString::to_string).unwrap_or_default(),
-            token: settings.credentials.token(&plant.namespace).is_some(),
+            token: matches!(settings.credentials.of(&plant.namespace), Some(Credential::Token(_))),
+            key: settings.credentials.key(&plant.namespace).unwrap_or_default(),
+            host_key: upstream.and_then(|upstream| upstream.host_key.as_ref()).map(ToString::to_string).unwrap_or_default(),
             webhook_url: settings.webhook.clone(),
             fetched: last.map_or(0, |last| last.at),
             problem: last.map(|last| last.problem.clone()).unwrap_or_default(),
@@ -392,22 +419,45 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     fn forget_token(&mut self, who: &str, name: &str) -> Result<Reply, Refusal> {
         let plant = self.remote_plant(who, Verb::Administer, name)?;
         if !self.shared.settings.remotes.credentials.forget(&plant.namespace)? {
-            return Err(Refusal::NotFound(format!("{} has no token", plant.uri)));
+            return Err(Refusal::NotFound(format!("{} has no token and no deploy key", plant.uri)));
         }
-        tracing::info!(namespace = %plant.namespace, "the token was removed");
+        tracing::info!(namespace = %plant.namespace, "token and deploy key were removed");
+        Ok(Reply::Nothing)
+    }
+
+    fn deploy_key(&mut self, who: &str, name: &str) -> Result<Reply, Refusal> {
+        let plant = self.remote_plant(who, Verb::Administer, name)?;
+        let (key, made) = self.shared.settings.remotes.credentials.make_key(&plant.namespace)?;
+        if made {
+            tracing::info!(namespace = %plant.namespace, "a deploy key was made");
+        }
+        Ok(json(&RemoteKey { version: 1, flake: plant.uri.to_string(), key, made }))
+    }
+
+    /// Takes another host key for that of the server.
+    async fn trust(&mut self, who: &str, name: &str, host_key: &str) -> Result<Reply, Refusal> {
+        let plant = self.remote_plant(who, Verb::Administer, name)?;
+        let host_key = host_key.parse().map_err(super::request::invalid)?;
+        let Some(upstream) = self.memory.upstreams.get(&plant.namespace).cloned() else { return Err(unknown()) };
+        let upstream = Upstream { host_key: Some(host_key), ..upstream };
+        self.commit(vec![Change::Upstream(plant.namespace, Some(upstream))]).await?;
         Ok(Reply::Nothing)
     }
 
     async fn new_secret(&mut self, who: &str, name: &str) -> Result<Reply, Refusal> {
         let plant = self.remote_plant(who, Verb::Administer, name)?;
         let Some(upstream) = self.memory.upstreams.get(&plant.namespace).cloned() else {
-            return Err(Refusal::Failed("this is a bug in Seed: nothing is known of this repository".to_owned()));
+            return Err(unknown());
         };
         let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
         let upstream = Upstream { secret: secret.clone(), ..upstream };
         self.commit(vec![Change::Upstream(plant.namespace, Some(upstream))]).await?;
         Ok(json(&self.webhook(secret)))
     }
+}
+
+fn unknown() -> Refusal {
+    Refusal::Failed("this is a bug in Seed: nothing is known of this repository".to_owned())
 }
 
 /// Fetches, and reads what else is to be known of the commit.

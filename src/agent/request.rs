@@ -90,7 +90,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Plan => return self.plan(answer),
             Request::OpenRepository { who, name, access } => return self.open_repository(&who, &name, &access, answer).await,
             Request::Plant { who, uri, code } if remote::is_remote(&uri) => {
-                let question = remote::Question::Plant { who, uri, code, line: String::new(), token: None };
+                let question = remote::Question::Plant { who, uri, code, line: String::new(), lent: remote::Lent::Nothing };
                 return self.remote(question, answer).await;
             }
             Request::Deploy { who, repository } if self.is_elsewhere(&who, &repository) => {

@@ -7,10 +7,10 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 use ipnet::IpNet;
 use tokio::{io::AsyncReadExt, process::Command, sync::Semaphore};
 
-pub use super::mirror::{Args, Found, MirrorError, fetch};
+pub use super::mirror::{Args, Found, MirrorError, Shown, fetch};
 use super::{complaint, reach};
 use crate::spec::{
-    name::{Commit, Namespace, RefName},
+    name::{Commit, KeyId, Namespace, RefName},
     quantity::Bytes,
 };
 
@@ -21,7 +21,7 @@ static FETCHES: Semaphore = Semaphore::const_new(4);
 #[derive(Debug, Clone)]
 pub enum Fetcher {
     /// By this process, with its rights. For tests.
-    Here { git: PathBuf, mirrors: PathBuf, allow: Vec<IpNet> },
+    Here { git: PathBuf, seed: PathBuf, mirrors: PathBuf, allow: Vec<IpNet> },
     /// By `seed fetch-repository` in a unit of its own.
     Unit { systemd_run: PathBuf, seed: PathBuf, git: PathBuf, allow: Vec<IpNet>, timeout_secs: u32, max_pack: Bytes },
 }
@@ -35,8 +35,34 @@ pub struct Wanted {
     pub branch: Option<RefName>,
     /// Nothing is fetched if the branch is still at this commit.
     pub known: Option<Commit>,
-    /// A file with the token to show.
-    pub token: Option<PathBuf>,
+    pub credential: Option<Credential>,
+    /// The fingerprint of the host key that the server is known by, over SSH.
+    pub host_key: Option<KeyId>,
+}
+
+/// A file with what a private repository is read with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    Token(PathBuf),
+    /// The private half of a deploy key.
+    Key(PathBuf),
+}
+
+impl Credential {
+    /// As [`fetch`] wants it.
+    pub fn shown(&self) -> std::io::Result<Shown> {
+        match self {
+            Self::Token(path) => std::fs::read_to_string(path).map(|text| Shown::Token(text.trim().to_owned())),
+            Self::Key(path) => Ok(Shown::Key(path.clone())),
+        }
+    }
+
+    /// What systemd has handed to this process, if anything.
+    pub fn given() -> Option<Self> {
+        let folder = PathBuf::from(std::env::var_os("CREDENTIALS_DIRECTORY")?);
+        let file = |name: &str| Some(folder.join(name)).filter(|path| path.exists());
+        file("key").map(Self::Key).or_else(|| file("token").map(Self::Token))
+    }
 }
 
 /// Why nothing was fetched.
@@ -65,15 +91,16 @@ impl Fetcher {
         let _turn = FETCHES.acquire().await;
         let into = self.path(&wanted.namespace);
         let (systemd_run, seed, git, allow, timeout_secs, max_pack) = match self {
-            Self::Here { git, allow, .. } => {
+            Self::Here { git, seed, allow, .. } => {
                 let (git, branch, known) = (git.clone(), wanted.branch.clone(), wanted.known.clone());
-                let args = Args { git, into, branch, known, allow: allow.clone(), url: wanted.url.clone() };
-                let token =
-                    wanted.token.as_ref().map(std::fs::read_to_string).transpose().map_err(|error| host(error.to_string()))?;
+                let (seed, host_key, url) = (seed.clone(), wanted.host_key.iter().cloned().collect(), wanted.url.clone());
+                let args = Args { git, into, branch, known, seed, host_key, allow: allow.clone(), url };
+                let shown =
+                    wanted.credential.as_ref().map(Credential::shown).transpose().map_err(|error| host(error.to_string()))?;
                 let fetched = tokio::task::spawn_blocking(move || {
                     let folder = args.into.parent().map(std::fs::create_dir_all).transpose();
                     folder.map_err(|error| FetchError::Host(error.to_string()))?;
-                    fetch(&args, token.as_deref().map(str::trim)).map_err(|error| FetchError::Refused(error.to_string()))
+                    fetch(&args, shown.as_ref()).map_err(|error| FetchError::Refused(error.to_string()))
                 });
                 return fetched.await.map_err(|error| host(error.to_string()))?;
             }
@@ -86,12 +113,19 @@ impl Fetcher {
         command.arg(format!("--unit=seed-fetch@{}.service", wanted.namespace));
         command.arg(format!("--description=Seed: fetches the repository of {}", wanted.namespace));
         let limits = [format!("RuntimeMaxSec={timeout_secs}"), format!("LimitFSIZE={}", max_pack.0)];
-        let token = wanted.token.iter().map(|path| format!("LoadCredential=token:{}", path.display()));
+        let credential = wanted.credential.iter().map(|credential| match credential {
+            Credential::Token(path) => format!("LoadCredential=token:{}", path.display()),
+            Credential::Key(path) => format!("LoadCredential=key:{}", path.display()),
+        });
         let fixed = FETCH.iter().map(|property| (*property).to_owned());
-        for property in fixed.chain(sandbox(&wanted.namespace)).chain(limits).chain(token).chain(reach::properties(allow)) {
+        for property in fixed.chain(sandbox(&wanted.namespace)).chain(limits).chain(credential).chain(reach::properties(allow)) {
             command.arg("--property").arg(property);
         }
         command.arg("--").arg(seed).arg("fetch-repository").arg("--git").arg(git).arg("--into").arg(into);
+        command.arg("--seed").arg(seed);
+        if let Some(key) = &wanted.host_key {
+            command.arg("--host-key").arg(key.as_str());
+        }
         for net in allow {
             command.arg("--allow").arg(net.to_string());
         }

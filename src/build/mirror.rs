@@ -16,8 +16,8 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::reach;
-use crate::spec::name::{Commit, RefName};
+use super::{git_ssh, reach};
+use crate::spec::name::{Commit, KeyId, NameError, RefName};
 
 /// Fetches one branch of a repository.
 #[derive(Debug, Clone, clap::Args)]
@@ -34,6 +34,12 @@ pub struct Args {
     /// The commit that is known: if the branch is still at it, nothing is fetched
     #[arg(long, value_name = "COMMIT")]
     pub known: Option<Commit>,
+    /// The program that git starts in the place of ssh: this one
+    #[arg(long, value_name = "FILE")]
+    pub seed: PathBuf,
+    /// The fingerprint of a host key that the server may have; left out, it is taken for what it says
+    #[arg(long, value_name = "SHA256:…")]
+    pub host_key: Vec<KeyId>,
     /// A network that may be reached although it is not public
     #[arg(long, value_name = "NETWORK")]
     pub allow: Vec<IpNet>,
@@ -41,11 +47,23 @@ pub struct Args {
     pub url: String,
 }
 
+/// What a repository is read with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown {
+    /// `TOKEN` or `USER:TOKEN`, over HTTPS.
+    Token(String),
+    /// A file with a private key, over SSH.
+    Key(PathBuf),
+}
+
 /// Where a branch is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     pub branch: RefName,
     pub commit: Commit,
+    /// The fingerprint of the server's host key, if it was asked over SSH.
+    #[serde(default)]
+    pub host_key: Option<KeyId>,
 }
 
 /// Why nothing was fetched, in words for whoever planted it.
@@ -57,8 +75,20 @@ pub enum MirrorError {
     Lookup { host: String, source: io::Error },
     #[error("{host} is at {address}, which is not public: ask the operator of this host to allow it ([build] allow_addresses)")]
     Private { host: String, address: IpAddr },
-    #[error("{0} cannot be read by this host: it does not exist, or it is private and needs a (better) token: `remote REPO token`")]
+    #[error(
+        "{0} cannot be read by this host: it does not exist, or it is private and needs a (better) token or a deploy key: `remote REPO token`, \
+         `remote REPO key`"
+    )]
     Denied(String),
+    #[error(
+        "{0} cannot be read with the deploy key of this host: it does not exist, or the key is not added there: `remote REPO key` shows it"
+    )]
+    KeyDenied(String),
+    #[error(
+        "{host} shows another host key ({shown}) than the one it is known by ({known}): somebody may stand between. If its operator has \
+         changed it: `remote REPO trust {shown}`"
+    )]
+    HostKey { host: String, shown: String, known: String },
     #[error("{0} has moved, and redirects are not followed: plant it under its new address")]
     Moved(String),
     #[error("{url} has no branch {branch}")]
@@ -81,8 +111,8 @@ const MAX_ANSWER: u64 = 1 << 20;
 const MAX_PACKS: usize = 50;
 
 /// Brings `args.into` to where the branch is.
-pub fn fetch(args: &Args, token: Option<&str>) -> Result<Found, MirrorError> {
-    let git = Git::new(args, token)?;
+pub fn fetch(args: &Args, shown: Option<&Shown>) -> Result<Found, MirrorError> {
+    let git = Git::new(args, shown)?;
     let found = git.head()?;
     if args.known.as_ref() == Some(&found.commit) {
         return Ok(found);
@@ -103,12 +133,11 @@ pub fn fetch(args: &Args, token: Option<&str>) -> Result<Found, MirrorError> {
     git.run(&mut fetch)?;
     git.run(git.command(Some(&args.into)).args(["symbolic-ref", "HEAD", name]))?;
     let at = git.run(git.command(Some(&args.into)).args(["rev-parse", "--verify", "--quiet", "--end-of-options", name]))?;
-    let commit =
-        String::from_utf8_lossy(&at).trim().parse().map_err(|error: crate::spec::name::NameError| git.said(error.to_string()))?;
+    let commit = String::from_utf8_lossy(&at).trim().parse().map_err(|error: NameError| git.said(error.to_string()))?;
     if packs(&args.into) < MAX_PACKS {
         fs::remove_file(&unfinished).map_err(|source| file("remove", &unfinished, source))?;
     }
-    Ok(Found { branch: found.branch, commit })
+    Ok(Found { commit, ..found })
 }
 
 fn packs(repository: &Path) -> usize {
@@ -126,21 +155,34 @@ struct Git<'a> {
     scheme: &'a str,
     /// Settings for the command line: nothing secret.
     settings: Vec<String>,
-    /// A setting for the environment: name and value.
-    secret: Option<(String, String)>,
+    /// What is set in the environment.
+    environment: Vec<(&'static str, String)>,
+    /// Over SSH: who is asked, and as what.
+    ssh: Option<(String, git_ssh::Settings)>,
 }
 
 impl<'a> Git<'a> {
-    fn new(args: &'a Args, token: Option<&str>) -> Result<Self, MirrorError> {
+    fn new(args: &'a Args, shown: Option<&Shown>) -> Result<Self, MirrorError> {
         let unusable = || MirrorError::Url(args.url.clone());
         let (scheme, rest) = args.url.split_once("://").ok_or_else(unusable)?;
         let authority = rest.split('/').next().unwrap_or_default();
-        let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse().map_err(|_| unusable())?),
-            None => (authority, if scheme == "https" { 443 } else { 80 }),
+        let (user, place) = match authority.split_once('@') {
+            Some((user, place)) if scheme == "ssh" => (user, place),
+            Some(_) => return Err(unusable()),
+            None => ("", authority),
         };
-        // http only ever comes from the operator, who may name a server of the house.
-        if !matches!(scheme, "https" | "http") || host.is_empty() {
+        let usual = match scheme {
+            "https" => 443,
+            // http only ever comes from the operator, who may name a server of the house.
+            "http" => 80,
+            "ssh" if !user.is_empty() => 22,
+            _ => return Err(unusable()),
+        };
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().map_err(|_| unusable())?),
+            None => (place, usual),
+        };
+        if host.is_empty() {
             return Err(unusable());
         }
         let addresses = look_up(host, port, &args.allow)?;
@@ -161,7 +203,7 @@ impl<'a> Git<'a> {
         ]
         .map(str::to_owned)
         .to_vec();
-        if host.parse::<IpAddr>().is_err() {
+        if scheme != "ssh" && host.parse::<IpAddr>().is_err() {
             let list: Vec<String> = addresses
                 .iter()
                 .map(|address| match address {
@@ -171,14 +213,40 @@ impl<'a> Git<'a> {
                 .collect();
             settings.push(format!("http.curloptResolve={host}:{port}:{}", list.join(",")));
         }
-        let secret = token.map(|token| {
-            // Tokens of GitHub's want some user; other forges want to be told which.
-            let pair = if token.contains(':') { token.to_owned() } else { format!("x-access-token:{token}") };
-            let word = data_encoding::BASE64.encode(pair.as_bytes());
-            // For this server only.
-            (format!("http.{scheme}://{authority}/.extraHeader"), format!("Authorization: Basic {word}"))
-        });
-        Ok(Self { args, scheme, settings, secret })
+        let mut environment = Vec::new();
+        let mut ssh = None;
+        match (shown, scheme) {
+            (Some(Shown::Token(token)), "https" | "http") => {
+                // Tokens of GitHub's want some user; other forges want to be told which.
+                let pair = if token.contains(':') { token.to_owned() } else { format!("x-access-token:{token}") };
+                let word = data_encoding::BASE64.encode(pair.as_bytes());
+                // Not `-c`: an argument list is for everybody to read. For this server only.
+                let name = format!("http.{scheme}://{authority}/.extraHeader");
+                environment.extend([("GIT_CONFIG_COUNT", "1".to_owned()), ("GIT_CONFIG_KEY_0", name)]);
+                environment.push(("GIT_CONFIG_VALUE_0", format!("Authorization: Basic {word}")));
+            }
+            (Some(Shown::Key(key)), "ssh") => {
+                let trusted = match args.host_key.is_empty() {
+                    true => git_ssh::published(host),
+                    false => args.host_key.iter().map(ToString::to_string).collect(),
+                };
+                let settings = git_ssh::Settings {
+                    addresses: addresses.iter().map(|address| SocketAddr::new(*address, port)).collect(),
+                    user: user.to_owned(),
+                    key: key.clone(),
+                    trusted,
+                    seen: args.into.with_extension("host-key"),
+                };
+                let text = serde_json::to_string(&settings).expect("plain data is JSON");
+                // GIT_SSH is started as it is; GIT_SSH_COMMAND would be given to a shell.
+                environment.extend([("GIT_SSH", args.seed.display().to_string()), ("GIT_SSH_VARIANT", "ssh".to_owned())]);
+                environment.push((git_ssh::VARIABLE, text));
+                ssh = Some((host.to_owned(), settings));
+            }
+            (None, "https" | "http") => {}
+            _ => return Err(MirrorError::Denied(args.url.clone())),
+        }
+        Ok(Self { args, scheme, settings, environment, ssh })
     }
 
     fn command(&self, repository: Option<&Path>) -> Command {
@@ -202,10 +270,7 @@ impl<'a> Git<'a> {
         if Path::new(authorities).exists() {
             command.env("GIT_SSL_CAINFO", authorities);
         }
-        if let Some((key, value)) = &self.secret {
-            // Not `-c`: an argument list is for everybody to read.
-            command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", key).env("GIT_CONFIG_VALUE_0", value);
-        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         for setting in &self.settings {
             command.arg("-c").arg(setting);
         }
@@ -226,13 +291,24 @@ impl<'a> Git<'a> {
         let at = |name: &str| pairs().find(|(left, right)| *right == name && !left.starts_with("ref:"))?.0.parse::<Commit>().ok();
         if let Some(branch) = &self.args.branch {
             let missing = || MirrorError::NoBranch { url: url(), branch: branch.short().to_owned() };
-            return Ok(Found { branch: branch.clone(), commit: at(branch.as_str()).ok_or_else(missing)? });
+            return Ok(Found {
+                branch: branch.clone(),
+                commit: at(branch.as_str()).ok_or_else(missing)?,
+                host_key: self.host_key()?,
+            });
         }
         let commit = at("HEAD").ok_or_else(|| MirrorError::Empty(url()))?;
         let named =
             pairs().find(|(_, right)| *right == "HEAD").and_then(|(left, _)| left.strip_prefix("ref: ")?.parse::<RefName>().ok());
         let branch = named.filter(RefName::is_branch).ok_or_else(|| MirrorError::NoDefault(url()))?;
-        Ok(Found { branch, commit })
+        Ok(Found { branch, commit, host_key: self.host_key()? })
+    }
+
+    /// What the server that was asked over SSH had shown.
+    fn host_key(&self) -> Result<Option<KeyId>, MirrorError> {
+        let Some((_, settings)) = &self.ssh else { return Ok(None) };
+        let text = fs::read_to_string(&settings.seen).map_err(|source| file("read", &settings.seen, source))?;
+        text.parse().map(Some).map_err(|error: NameError| self.said(error.to_string()))
     }
 
     fn said(&self, said: String) -> MirrorError {
@@ -253,6 +329,21 @@ impl<'a> Git<'a> {
     fn meaning(&self, complaint: &str) -> MirrorError {
         let url = self.args.url.clone();
         let has = |texts: &[&str]| texts.iter().any(|text| complaint.contains(text));
+        if let Some((host, settings)) = &self.ssh {
+            let said = complaint.lines().find_map(|line| line.strip_prefix(git_ssh::COMPLAINT)).unwrap_or_default();
+            if let Some(shown) = said.strip_prefix("host key ") {
+                let known = settings.trusted.join(" or ");
+                return MirrorError::HostKey { host: host.clone(), shown: shown.to_owned(), known };
+            }
+            if said == "key denied"
+                || has(&["not found", "does not exist", "does not appear to be a git repository", "Permission denied"])
+            {
+                return MirrorError::KeyDenied(url);
+            }
+            if !said.is_empty() {
+                return self.said(said.to_owned());
+            }
+        }
         if has(&[
             "could not read Username",
             "could not read Password",
@@ -307,6 +398,8 @@ mod tests {
             into: "/nonexistent".into(),
             branch: None,
             known: None,
+            seed: "/usr/bin/seed".into(),
+            host_key: Vec::new(),
             allow: allow.iter().map(|net| net.parse().unwrap()).collect(),
             url: url.to_owned(),
         }
@@ -319,7 +412,10 @@ mod tests {
             ("https://169.254.169.254/latest", &["127.0.0.0/8"], "which is not public"),
             ("https://localhost:8443/a", &[], "which is not public"),
             ("file:///etc", &["127.0.0.0/8"], "no URL"),
-            ("ssh://git@127.0.0.1/a", &["127.0.0.0/8"], "no URL"),
+            ("ssh://git@127.0.0.1/a", &[], "which is not public"),
+            ("ssh://git@127.0.0.1/a", &["127.0.0.0/8"], "deploy key"),
+            ("ssh://127.0.0.1/a", &["127.0.0.0/8"], "no URL"),
+            ("https://ann@127.0.0.1/a", &["127.0.0.0/8"], "no URL"),
             ("/etc", &[], "no URL"),
             ("--upload-pack=id", &[], "no URL"),
         ] {
@@ -331,7 +427,7 @@ mod tests {
     #[test]
     fn a_token_is_in_no_argument_list_and_for_one_server_only() {
         let args = args("https://127.0.0.1:8443/a/b.git", &["127.0.0.0/8"]);
-        let git = Git::new(&args, Some("s3cret")).unwrap();
+        let git = Git::new(&args, Some(&Shown::Token("s3cret".into()))).unwrap();
         let command = git.command(None);
         let word = data_encoding::BASE64.encode(b"x-access-token:s3cret");
         for argument in command.get_args() {

@@ -3,6 +3,7 @@
 
 pub mod complaint;
 pub mod fetch;
+pub mod git_ssh;
 mod mirror;
 pub mod nix;
 mod reach;

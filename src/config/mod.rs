@@ -18,7 +18,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use reader::Reader;
-use value::{address, directory, http_url, net, one_of, pool4, pool6, server, size};
+use value::{address, directory, http_url, net, one_of, pool4, pool6, server, size, ssh_url};
 
 pub use acme::Acme;
 pub use dns::Dns;
@@ -125,6 +125,8 @@ pub struct Ssh {
 pub struct GitHub {
     /// What `github:` stands for: a URL without a slash at its end.
     pub server: String,
+    /// The same over SSH; `None`: `ssh://git@` and the host of `server`.
+    pub ssh_server: Option<String>,
     /// Where forges are told to send their deliveries; `None`: to the HTTP door, by the domain.
     pub webhook: Option<String>,
     pub fetch_every_secs: u32,
@@ -224,6 +226,7 @@ impl Config {
             ssh: Ssh { port: 22, max_pack: Bytes(1 << 30) },
             github: GitHub {
                 server: "https://github.com".to_owned(),
+                ssh_server: None,
                 webhook: None,
                 fetch_every_secs: 600,
                 fetch_timeout_secs: 300,
@@ -293,6 +296,16 @@ impl Config {
     /// The directory of the tokens with which private repositories are read.
     pub fn credentials_directory(&self) -> PathBuf {
         self.storage.directory.join("credentials")
+    }
+
+    /// What `github:` stands for over SSH.
+    pub fn github_ssh(&self) -> String {
+        self.github.ssh_server.clone().unwrap_or_else(|| {
+            let (_, place) = self.github.server.split_once("://").unwrap_or_default();
+            let authority = place.split('/').next().unwrap_or_default();
+            let host = if authority.starts_with('[') { authority } else { authority.split(':').next().unwrap_or_default() };
+            format!("ssh://git@{host}")
+        })
     }
 
     /// Where forges are told to send their deliveries.
@@ -412,6 +425,9 @@ fn read(reader: &mut Reader<'_>) -> Config {
         },
         github: GitHub {
             server: reader.parsed("github", "server", base.github.server, http_url),
+            ssh_server: reader.parsed("github", "ssh_server", base.github.ssh_server, |text| {
+                if text.is_empty() { Ok(None) } else { ssh_url(text).map(Some) }
+            }),
             webhook: reader.parsed("github", "webhook", base.github.webhook, |text| {
                 if text.is_empty() { Ok(None) } else { http_url(text).map(Some) }
             }),

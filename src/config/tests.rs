@@ -57,6 +57,8 @@ fn each_range_has_two_ends() {
         ("network", "pool6", "\"2001:db8:0:1::/64\"", "\"fe80::/64\""),
         ("github", "server", "\"https://git.example.org:8443/forge/\"", "\"git.example.org\""),
         ("github", "server", "\"http://192.0.2.7\"", "\"https://user:pass@git.example.org\""),
+        ("github", "ssh_server", "\"ssh://git@git.example.org:2222/srv/\"", "\"https://git.example.org\""),
+        ("github", "ssh_server", "\"\"", "\"ssh://-oProxyCommand=x@git.example.org\""),
         ("github", "webhook", "\"\"", "\"https://-x\""),
         ("github", "fetch_every_secs", "10", "9"),
         ("network", "uid_base", "65_536", "60_000"),
@@ -178,5 +180,17 @@ fn the_hypervisor_follows_from_the_configuration_and_from_what_is_there() {
         let wanted = Hypervisor { kind, acceleration, ..base.clone() };
         let chosen = choose(&wanted, &found, kvm).map(|(_, why)| why);
         assert_eq!(chosen.as_deref().ok(), expected, "{wanted:?} {:?}: {chosen:?}", found.missing);
+    }
+}
+
+#[test]
+fn github_over_ssh_is_the_same_host_unless_it_is_said() {
+    for (text, expected) in [
+        ("", "ssh://git@github.com"),
+        ("server = \"https://git.example.org:8443/forge\"", "ssh://git@git.example.org"),
+        ("server = \"http://192.0.2.7\"\nssh_server = \"ssh://forge@192.0.2.8:2222/srv/\"", "ssh://forge@192.0.2.8:2222/srv"),
+    ] {
+        let config = Config::parse(&format!("domain = \"seed.example\"\n[github]\n{text}\n")).unwrap();
+        assert_eq!(config.github_ssh(), expected);
     }
 }

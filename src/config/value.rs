@@ -61,6 +61,20 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
     }
 }
 
+/// `ssh://USER@HOST[:PORT][/PATH]`
+pub(super) fn ssh_url(text: &str) -> Result<String, String> {
+    let word = |text: &str, more: &[u8]| {
+        text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || more.contains(&b))
+    };
+    let text = text.trim_end_matches('/');
+    let rest = text.strip_prefix("ssh://").and_then(|rest| rest.split_once('@'));
+    match rest.filter(|(user, rest)| word(user, b"._-") && word(rest, b".:-/_~")) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("is no URL of an SSH server: write one, as in ssh://git@github.com".to_owned()),
+    }
+}
+
 pub(super) fn size(text: &str, least: &str, most: &str) -> Result<Bytes, String> {
     let limit = |text: &str| text.parse::<Bytes>().expect("a size of this file");
     let size: Bytes =

@@ -182,8 +182,8 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 self.follow(&job, arguments.json).await
             }
             "deploys" | "rollback" | "pin" | "unpin" | "stop" | "start" | "destroy" | "unplant" => self.history(verb, rest).await,
-            "plant" => self.plant(&arguments(&["--token"], &[], 2)?).await,
-            "remote" => self.remote(&arguments(&[], &[], 2)?).await,
+            "plant" => self.plant(&arguments(&["--token", "--key"], &[], 2)?).await,
+            "remote" => self.remote(&arguments(&[], &[], 3)?).await,
             "plan" | "invite" if !operator => {
                 Err(Refusal::Denied(format!("{verb} is for the operator, on the host itself: seed {verb}")).into())
             }
@@ -256,7 +256,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             _ => arguments.required(1, "an invite code: plant silo:my-app CODE")?,
         };
         if !uri.starts_with("silo:") {
-            return self.plant_remote(uri, code, arguments.flag("--token"), arguments.json).await;
+            return self.plant_remote(uri, code, arguments).await;
         }
         let document = ask::within(self.agent.plant(self.name(), uri, code)).await?;
         let planted: Planted = serde_json::from_str(&document).map_err(show::unreadable)?;

@@ -1,4 +1,4 @@
-//! Where a flake comes from, in the words a tenant writes: a repository of this host, of GitHub, or of any Git server over HTTPS. Parsed
+//! Where a flake comes from, in the words a tenant writes: a repository of this host, of GitHub, or of any Git server over HTTPS or SSH. Parsed
 //! into parts that cannot be wrong and put together anew, never passed on as text.
 
 use std::{fmt, str::FromStr};
@@ -32,6 +32,8 @@ enum Place {
     GitHub(String),
     /// Never an address, a name without a dot or a user: what the world calls a host.
     Https { host: Domain, port: Option<u16>, path: String },
+    /// Read with a deploy key, always.
+    Ssh { user: String, host: Domain, port: Option<u16>, path: String },
 }
 
 /// The longest URI. It stands in a unit's arguments and in messages.
@@ -68,7 +70,24 @@ impl Remote {
             Place::GitHub(name) => format!("{github}/{name}.git"),
             Place::Https { host, port: Some(port), path } => format!("https://{host}:{port}/{path}"),
             Place::Https { host, port: None, path } => format!("https://{host}/{path}"),
+            Place::Ssh { .. } => self.ssh_url(""),
         }
+    }
+
+    /// Where git finds it over SSH; `github` is the URL of GitHub's SSH server, without a slash at its end.
+    pub fn ssh_url(&self, github: &str) -> String {
+        match &self.place {
+            Place::GitHub(name) => format!("{github}/{name}.git"),
+            // What every forge has: the same path, and the user git.
+            Place::Https { host, path, .. } => format!("ssh://git@{host}/{path}"),
+            Place::Ssh { user, host, port: Some(port), path } => format!("ssh://{user}@{host}:{port}/{path}"),
+            Place::Ssh { user, host, port: None, path } => format!("ssh://{user}@{host}/{path}"),
+        }
+    }
+
+    /// Whether it can only be read with a deploy key.
+    pub fn is_ssh(&self) -> bool {
+        matches!(self.place, Place::Ssh { .. })
     }
 
     /// The branch that was named.
@@ -90,7 +109,7 @@ impl Remote {
     fn path(&self) -> &str {
         match &self.place {
             Place::GitHub(name) => name,
-            Place::Https { path, .. } => path.strip_suffix(".git").unwrap_or(path),
+            Place::Https { path, .. } | Place::Ssh { path, .. } => path.strip_suffix(".git").unwrap_or(path),
         }
     }
 }
@@ -136,24 +155,38 @@ fn github(given: &str, text: &str) -> Result<Remote, NameError> {
     Ok(Remote { place: Place::GitHub(format!("{user}/{repository}")), branch })
 }
 
-/// What stands behind `git+https://`.
-fn https(given: &str, text: &str) -> Result<Remote, NameError> {
+/// What stands behind `git+https://` and `git+ssh://`.
+fn server(given: &str, text: &str, ssh: bool) -> Result<Remote, NameError> {
     let (place, query) = text.split_once('?').map_or((text, None), |(place, query)| (place, Some(query)));
     let branch = match query.map(|query| query.strip_prefix("ref=")) {
         None => None,
         Some(Some(branch)) => Some(check_branch(given, branch)?),
         Some(None) => return Err(refuse(given, "asks for more than a branch: write ?ref=BRANCH, or nothing")),
     };
-    let (authority, path) =
-        place.split_once('/').ok_or_else(|| refuse(given, "names no repository: write git+https://HOST/PATH"))?;
-    if authority.contains('@') {
-        return Err(refuse(given, "names a user or a password: leave it out, and plant it with --token"));
+    let (authority, path) = place
+        .split_once('/')
+        .ok_or_else(|| refuse(given, "names no repository: write git+https://HOST/PATH or git+ssh://git@HOST/PATH"))?;
+    let (user, authority) = match (authority.split_once('@'), ssh) {
+        (None, false) => (None, authority),
+        (Some((user, authority)), true) => (Some(user), authority),
+        (None, true) => return Err(refuse(given, "names no user: write git+ssh://git@HOST/PATH")),
+        (Some(_), false) => return Err(refuse(given, "names a user or a password: leave it out, and plant it with --token")),
+    };
+    let is_word = |user: &str| {
+        user.len() <= 32
+            && user.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && user.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    if user.is_some_and(|user| !is_word(user)) {
+        return Err(refuse(given, "has a user with other characters than letters, digits and any of . _ -"));
     }
+    let usual = if ssh { 22 } else { 443 };
     let (host, port) = match authority.split_once(':') {
         None => (authority, None),
         Some((host, port)) => {
-            let port = port.parse().ok().filter(|port| *port > 0 && *port != 443);
-            (host, Some(port.ok_or_else(|| refuse(given, "has no usable port: write a number below 65536, and leave 443 out"))?))
+            let port = port.parse().ok().filter(|port| *port > 0 && *port != usual);
+            let why = "has no usable port: write a number below 65536, and leave the usual one (443, or 22 of SSH) out";
+            (host, Some(port.ok_or_else(|| refuse(given, why))?))
         }
     };
     let host: Domain = host.parse().map_err(|error: NameError| refuse(given, error.reason))?;
@@ -166,7 +199,12 @@ fn https(given: &str, text: &str) -> Result<Remote, NameError> {
         ));
     }
     check_path(given, path)?;
-    Ok(Remote { place: Place::Https { host, port, path: path.to_owned() }, branch })
+    let path = path.to_owned();
+    let place = match user {
+        Some(user) => Place::Ssh { user: user.to_owned(), host, port, path },
+        None => Place::Https { host, port, path },
+    };
+    Ok(Remote { place, branch })
 }
 
 impl FromStr for FlakeUri {
@@ -182,9 +220,15 @@ impl FromStr for FlakeUri {
             return github(text, rest).map(Self::Remote);
         }
         if let Some(rest) = text.strip_prefix("git+https://") {
-            return https(text, rest).map(Self::Remote);
+            return server(text, rest, false).map(Self::Remote);
         }
-        Err(refuse(text, "is nothing that can be planted: write silo:NAME, github:USER/REPO or git+https://HOST/PATH"))
+        if let Some(rest) = text.strip_prefix("git+ssh://") {
+            return server(text, rest, true).map(Self::Remote);
+        }
+        Err(refuse(
+            text,
+            "is nothing that can be planted: write silo:NAME, github:USER/REPO, git+https://HOST/PATH or git+ssh://git@HOST/PATH",
+        ))
     }
 }
 
@@ -216,8 +260,8 @@ impl fmt::Display for Remote {
         match (&self.place, branch) {
             (Place::GitHub(name), None) => write!(f, "github:{name}"),
             (Place::GitHub(name), Some(branch)) => write!(f, "github:{name}/{branch}"),
-            (Place::Https { .. }, None) => write!(f, "git+{}", self.url("")),
-            (Place::Https { .. }, Some(branch)) => write!(f, "git+{}?ref={branch}", self.url("")),
+            (Place::Https { .. } | Place::Ssh { .. }, None) => write!(f, "git+{}", self.url("")),
+            (Place::Https { .. } | Place::Ssh { .. }, Some(branch)) => write!(f, "git+{}?ref={branch}", self.url("")),
         }
     }
 }
@@ -247,6 +291,16 @@ mod tests {
                 "git+https://git.example.org:8443/~ann/app?ref=next",
                 Some(("https://git.example.org:8443/~ann/app", Some("refs/heads/next"))),
             ),
+            (
+                "git+ssh://git@git.example.org/ann/app.git",
+                "git+ssh://git@git.example.org/ann/app.git",
+                Some(("ssh://git@git.example.org/ann/app.git", None)),
+            ),
+            (
+                "git+ssh://ann-1@git.example.org:2222/srv/app?ref=next",
+                "git+ssh://ann-1@git.example.org:2222/srv/app?ref=next",
+                Some(("ssh://ann-1@git.example.org:2222/srv/app", Some("refs/heads/next"))),
+            ),
         ];
         for (given, shown, remote) in table {
             let uri: FlakeUri = given.parse().unwrap_or_else(|error| panic!("{given}: {error}"));
@@ -267,7 +321,15 @@ mod tests {
             ("/etc", "is nothing that can be planted"),
             ("file:///etc", "is nothing that can be planted"),
             ("git+file:///etc", "is nothing that can be planted"),
-            ("git+ssh://git@github.com/a/b", "is nothing that can be planted"),
+            ("git+ssh://github.com/a/b", "names no user"),
+            ("git+ssh://-oProxyCommand=id@e.org/a", "has a user"),
+            ("git+ssh://@e.org/a", "has a user"),
+            ("git+ssh://a:b@e.org/a", "has a user"),
+            ("git+ssh://git@-x.e.org/a", "label"),
+            ("git+ssh://git@127.0.0.1/a", "not at a host that the world knows"),
+            ("git+ssh://git@e.org:22/a", "port"),
+            ("git+ssh://git@e.org/-x", "path"),
+            ("git+ssh://git@e.org/a'b", "path"),
             ("git+http://example.org/a", "is nothing that can be planted"),
             ("ext::sh -c id", "is nothing that can be planted"),
             ("github:a", "names no repository"),
@@ -311,19 +373,24 @@ mod tests {
         };
         assert!(of("github:Ann/App").is_called("ann/app") && of("github:ann/app").is_called("Ann/App"));
         assert!(of("git+https://git.example.org/ann/app.git?ref=x").is_called("ann/app"));
+        let over_ssh = |uri: &str| of(uri).ssh_url("ssh://git@github.com");
+        assert_eq!(over_ssh("github:Ann/App/next"), "ssh://git@github.com/Ann/App.git");
+        assert_eq!(over_ssh("git+https://git.example.org:8443/a/b"), "ssh://git@git.example.org/a/b");
         assert!(!of("github:ann/app").is_called("ann/app2") && !of("github:ann/app").is_called("app"));
         assert_eq!((of("github:ann/app").repository(), of("git+https://e.org/x/y.git").repository()), ("app", "y"));
     }
 
     proptest! {
         #[test]
-        fn no_text_makes_an_option_or_leaves_its_word(text in "(github:|git\\+https://e\\.org/)?\\PC{0,60}") {
+        fn no_text_makes_an_option_or_leaves_its_word(text in "(github:|git\\+https://e\\.org/|git\\+ssh://)?\\PC{0,60}") {
             if let Ok(uri) = text.parse::<FlakeUri>() {
                 let shown = uri.to_string();
                 prop_assert!(shown.parse::<FlakeUri>().unwrap() == uri);
                 prop_assert!(!shown.starts_with('-') && shown.bytes().all(|b| b.is_ascii_graphic() && !b"'\"\\$`;&|<>()*#%".contains(&b)));
                 if let FlakeUri::Remote(remote) = uri {
-                    prop_assert!(remote.url("https://github.com").starts_with("https://"));
+                    let scheme = if remote.is_ssh() { "ssh://" } else { "https://" };
+                    prop_assert!(remote.url("https://github.com").starts_with(scheme));
+                    prop_assert!(remote.ssh_url("ssh://git@github.com").starts_with("ssh://"));
                 }
             }
         }

@@ -85,6 +85,9 @@ pub struct Upstream {
     /// The commit that was asked to be deployed last.
     #[serde(default)]
     pub seen: Option<Commit>,
+    /// The host key that its server had when it was first asked over SSH.
+    #[serde(default)]
+    pub host_key: Option<KeyId>,
 }
 
 /// A text that is shown to nobody by accident.

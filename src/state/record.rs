@@ -104,6 +104,7 @@ mod tests {
             secret: Secret("s3cret".into()),
             branch: None,
             seen: None,
+            host_key: None,
         };
         assert!(!format!("{upstream:?}").contains("s3cret"), "a secret is not printed");
         let table = [

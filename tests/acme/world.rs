@@ -345,9 +345,15 @@ impl World {
             apex: seed::render::zone::Apex::default(),
             acme: agent::acme::budget::Limits::default(),
             remotes: agent::remote::Settings {
-                fetcher: seed::build::fetch::Fetcher::Here { git: "git".into(), mirrors: self.path("mirrors"), allow: Vec::new() },
+                fetcher: seed::build::fetch::Fetcher::Here {
+                    git: "git".into(),
+                    seed: "seed".into(),
+                    mirrors: self.path("mirrors"),
+                    allow: Vec::new(),
+                },
                 credentials: agent::credentials::Credentials(self.path("credentials")),
                 github: "https://github.com".to_owned(),
+                github_ssh: "ssh://git@github.com".to_owned(),
                 webhook: String::new(),
                 every: Duration::from_secs(3600),
                 pause: Duration::from_secs(1),

@@ -8,10 +8,14 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use crate::forge_ssh::SshForge;
+
 /// Repositories at `<folder>/<user>/<repo>.git`.
 pub struct Forge {
     folder: tempfile::TempDir,
     pub url: String,
+    /// The same repositories over SSH.
+    pub ssh: SshForge,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -46,7 +50,8 @@ impl Forge {
                 std::thread::spawn(move || answer(stream, &root, &shared));
             }
         });
-        Self { folder, url, seen }
+        let ssh = SshForge::new(folder.path());
+        Self { folder, url, ssh, seen }
     }
 
     fn bare(&self, name: &str) -> PathBuf {

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests touch the machine")]
 
 mod forge;
+mod forge_ssh;
 mod world;
 
 mod access;
@@ -10,6 +11,7 @@ mod desk;
 mod enter;
 mod history;
 mod remote;
+mod remote_keys;
 mod restart;
 mod roles;
 mod routes;

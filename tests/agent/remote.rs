@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use hmac::{Hmac, Mac};
 use seed::{
-    agent::{access::Question as Access, history::History, remote::Question, request::Request},
+    agent::{
+        access::Question as Access,
+        history::History,
+        remote::{Lent, Question},
+        request::Request,
+    },
     bus::{
         Outcome, Refusal,
         github::{RemotePlanted, RemoteStatus, Webhook},
@@ -31,10 +36,15 @@ async fn plant(world: &World, who: &KeyId, uri: &str, code: &str) -> Result<Remo
     plant_with(world, who.as_str(), uri, code, None).await
 }
 
-async fn plant_with(world: &World, who: &str, uri: &str, code: &str, token: Option<&str>) -> Result<RemotePlanted, Refusal> {
+pub async fn plant_with(world: &World, who: &str, uri: &str, code: &str, token: Option<&str>) -> Result<RemotePlanted, Refusal> {
+    let lent = token.map_or(Lent::Nothing, |token| Lent::Token(Secret(token.into())));
+    plant_lent(world, who, uri, code, lent).await
+}
+
+pub async fn plant_lent(world: &World, who: &str, uri: &str, code: &str, lent: Lent) -> Result<RemotePlanted, Refusal> {
     let line = ["ann", "bob"].map(person).into_iter().find(|(key, _)| key.as_str() == who).map(|(_, line)| line);
-    let (line, token) = (line.unwrap_or_default(), token.map(|token| Secret(token.into())));
-    let question = Question::Plant { who: who.into(), uri: uri.into(), code: code.into(), line, token };
+    let line = line.unwrap_or_default();
+    let question = Question::Plant { who: who.into(), uri: uri.into(), code: code.into(), line, lent };
     Ok(serde_json::from_str(&world.text(ask(question)).await?).unwrap())
 }
 
@@ -59,7 +69,7 @@ async fn hook(world: &World, repository: &str, branch: &str, signature: &str, bo
 }
 
 /// What `status` says runs in the namespace of a flake.
-async fn commit_of(world: &World, uri: &str) -> String {
+pub async fn commit_of(world: &World, uri: &str) -> String {
     let status = world.status("").await;
     let found = status.namespaces.iter().find(|namespace| namespace.flake == uri);
     found.map(|namespace| namespace.commit.clone()).unwrap_or_default()

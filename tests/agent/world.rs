@@ -340,11 +340,13 @@ async fn start(
                     .map(|folder| folder.join("git"))
                     .find(|path| path.is_file())
                     .expect("git is installed"),
+                seed: env!("CARGO_BIN_EXE_seed").into(),
                 mirrors: dir.path().join("mirrors"),
                 allow: vec!["127.0.0.0/8".parse().unwrap()],
             },
             credentials: Credentials(dir.path().join("credentials")),
             github: forge.url.clone(),
+            github_ssh: forge.ssh.url.clone(),
             webhook: "http://seed.example/webhook/github".to_owned(),
             every,
             pause: Duration::from_millis(50),

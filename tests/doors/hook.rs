@@ -10,7 +10,7 @@ use std::{
 use seed::{
     bus::{
         PATH, Refusal,
-        github::{RemotePlanted, RemoteStatus, Webhook},
+        github::{RemoteKey, RemotePlanted, RemoteStatus, Webhook},
     },
     spec::{access::fingerprint, authorized_keys},
 };
@@ -39,10 +39,10 @@ fn webhook() -> Webhook {
 
 #[zbus::interface(name = "farm.loom.Seed1.GitHub")]
 impl GitHub {
-    fn plant(&self, who: &str, uri: &str, code: &str, line: &str, token: &str) -> Result<String, Refusal> {
+    fn plant(&self, who: &str, uri: &str, code: &str, line: &str, token: &str, with_key: bool) -> Result<String, Refusal> {
         let (key, _) = who.split_once('@').unwrap();
         assert_eq!(fingerprint(&authorized_keys::blob(line).unwrap()).as_str(), key, "the key of who asks, to be shown");
-        self.call(format!("plant {uri} {code} {token}"));
+        self.call(format!("plant {uri} {code} {token}{}", if with_key { "key" } else { "" }));
         if code != "good" {
             return Err(Refusal::Denied("this code is unknown or spent".into()));
         }
@@ -62,6 +62,8 @@ impl GitHub {
             branch: "main".into(),
             commit: "0123456789abcdef0123456789abcdef01234567".into(),
             token: true,
+            key: String::new(),
+            host_key: "SHA256:server".into(),
             webhook_url: webhook().url,
             fetched: 1,
             problem: "it is \u{1b}[31mred".into(),
@@ -74,6 +76,20 @@ impl GitHub {
     }
     fn forget_token(&self, _who: &str, repository: &str) {
         self.call(format!("forget {repository}"));
+    }
+    fn plant_key(&self, _who: &str, uri: &str, _code: &str) -> String {
+        // It is made at the first time.
+        let made = !self.calls().contains(&"plant_key".to_owned());
+        self.call("plant_key".into());
+        let key = RemoteKey { version: 1, flake: uri.into(), key: "ssh-ed25519 AAAA seed".into(), made };
+        serde_json::to_string(&key).unwrap()
+    }
+    fn key(&self, _who: &str, repository: &str) -> String {
+        let key = RemoteKey { version: 1, flake: repository.into(), key: "ssh-ed25519 AAAA seed".into(), made: false };
+        serde_json::to_string(&key).unwrap()
+    }
+    fn trust(&self, _who: &str, repository: &str, host_key: &str) {
+        self.call(format!("trust {repository} {host_key}"));
     }
     fn new_secret(&self, _who: &str, _repository: &str) -> String {
         serde_json::to_string(&webhook()).unwrap()
@@ -171,7 +187,7 @@ async fn a_repository_from_elsewhere_is_planted_and_its_token_comes_on_standard_
     assert_eq!(refused.code, 4);
     refused.err_has("unknown or spent");
     let said = world.ssh("ann", &["remote", "app"]).await.ok();
-    said.out_has("main, commit 0123456789").out_has("and failed: it is red").out_has("kept");
+    said.out_has("main, commit 0123456789").out_has("and failed: it is red").out_has("with a token").out_has("SHA256:server");
     assert!(!said.out.contains('\u{1b}'));
     assert_eq!(world.ssh("ann", &["remote", "app", "tokne"]).await.code, 2);
     world.ssh("ann", &["remote", "app", "token"]).await.err_has("there is no token on standard input");
@@ -189,6 +205,16 @@ async fn a_repository_from_elsewhere_is_planted_and_its_token_comes_on_standard_
         assert!(text.contains(said), "{text}");
         assert_eq!(github.calls().last().unwrap(), &format!("{call} {}", sent.trim()));
     }
+    // A deploy key is shown first, and used the second time.
+    let plant = ["plant", "github:ann/app", "good", "--key"];
+    world.ssh("ann", &plant).await.ok().out_has("ssh-ed25519 AAAA seed").out_has("plant github:ann/app CODE --key");
+    world.ssh("ann", &plant).await.ok().out_has("planted as");
+    assert_eq!(github.calls().last().unwrap(), "plant github:ann/app good key");
+    assert_eq!(world.ssh("ann", &["plant", "github:ann/app", "good", "--key", "--token"]).await.code, 2);
+    world.ssh("ann", &["remote", "app", "key"]).await.ok().out_has("ssh-ed25519 AAAA seed");
+    world.ssh("ann", &["remote", "app", "trust", "SHA256:x"]).await.ok();
+    assert_eq!(github.calls().last().unwrap(), "trust app SHA256:x");
+    assert_eq!(world.ssh("ann", &["remote", "app", "trust"]).await.code, 2);
     world.ssh("ann", &["remote", "app", "forget"]).await.ok().out_has("removed");
     world.ssh("ann", &["remote", "app", "secret"]).await.ok().out_has("0123456789");
     // A token does not fit on the command line.

@@ -24,6 +24,24 @@ fn forge(machine: &Machine, password: &str) {
     machine.run(&[&["systemd-run", "--quiet", "--collect", "--unit=forge"][..], &server].concat()).ok();
 }
 
+/// The same repositories behind the sshd of the guest's system, for who has a deploy key.
+fn forge_ssh(machine: &Machine) {
+    let script = r#"
+        mkdir -p /srv/sshd && tar -xzf /srv/guest/root.tar.gz -C /srv/sshd --wildcards \
+            'root/usr/sbin/sshd*' 'root/usr/lib/openssh/*' 'root/usr/lib/x86_64-linux-gnu/*.so*'
+        cp -an /srv/sshd/root/usr/lib/x86_64-linux-gnu/. /usr/lib/x86_64-linux-gnu/
+        mkdir -p /usr/lib/openssh /run/sshd && cp -an /srv/sshd/root/usr/lib/openssh/. /usr/lib/openssh/
+        cp -a /srv/sshd/root/usr/sbin/sshd /usr/sbin/ && ldconfig
+        id sshd >/dev/null 2>&1 || systemd-sysusers --inline 'u sshd - "sshd" /run/sshd'
+        ssh-keygen -q -t ed25519 -N '' -f /srv/forge/host_key
+        printf 'Port 2299\nListenAddress 127.0.0.1\nHostKey /srv/forge/host_key\nAuthorizedKeysFile /srv/forge/keys\nStrictModes no\nUsePAM no\n' \
+            >/srv/forge/sshd_config
+        touch /srv/forge/keys
+        systemd-run --quiet --unit=forge-ssh -p Type=exec /usr/sbin/sshd -D -e -f /srv/forge/sshd_config
+    "#;
+    machine.run(&["bash", "-euc", script]).ok();
+}
+
 /// Commits the checkout and pushes it to the forge.
 fn push(ann: &Tenant) {
     ann.git(&["add", "-A"]).ok();
@@ -44,7 +62,10 @@ fn deliver(machine: &Machine, secret: &str, body: &str) -> String {
 #[test]
 fn a_repository_of_a_forge_is_followed_and_a_private_one_is_read_with_its_token() {
     let server = format!("server = \"http://{FORGE}/cgi-bin/git\"");
-    let machine = Machine::new("github", &["[github]", &server, "fetch_every_secs = 3600"]);
+    let machine = Machine::new(
+        "github",
+        &["[github]", &server, "ssh_server = \"ssh://root@127.0.0.1:2299/srv/forge/repos\"", "fetch_every_secs = 3600"],
+    );
     forge(&machine, "");
     machine.run(&["git", "init", "-q", "--bare", "-b", "main", "/srv/forge/repos/ann/app.git"]).ok();
     let ann = machine.tenant("ann", "app");
@@ -103,9 +124,26 @@ fn a_repository_of_a_forge_is_followed_and_a_private_one_is_read_with_its_token(
     assert_eq!(machine.run(&["stat", "-c", "%U %a", &file]).ok().trim(), "root 600");
     assert_ne!(machine.run(&["runuser", "-u", "seed", "--", "cat", &file]).code, 0);
     let shown = ann.shell(&["remote", "app"]).ok();
-    assert!(shown.contains("kept") && !shown.contains("s3cret"), "{shown}");
+    assert!(shown.contains("with a token") && !shown.contains("s3cret"), "{shown}");
     let journal = machine.run(&["journalctl", "--no-pager", "-o", "json"]).ok();
     assert!(journal.contains("seed-fetch@") && !journal.contains("s3cret-of-ann"), "the token is in the journal");
     let left = ["grep", "-rl", "s3cret-of-ann", "/var/lib/seed/state", "/run/seed", "/var/cache/private", "/run/systemd/transient"];
     assert_eq!(machine.run(&left).out, "", "the token is kept elsewhere too");
+
+    // With a deploy key instead: it is made here, and used as soon as there is no token.
+    forge_ssh(&machine);
+    ann.shell(&["remote", "app", "forget"]).ok();
+    let shown = ann.shell(&["remote", "app", "key"]).ok();
+    let key = shown.lines().find_map(|line| line.trim().strip_prefix("ssh-ed25519 ")).expect("a key");
+    ann.edit("Hello in private", "Hello by a key");
+    push(&ann);
+    let refused = ann.shell(&["deploy", "app"]);
+    assert!(refused.code == 1 && refused.all().contains("the key is not added there"), "{}", refused.all());
+    machine.write("/srv/forge/keys", &format!("restrict ssh-ed25519 {key}\n"));
+    let deployed = ann.shell(&["deploy", "app"]);
+    assert_eq!(deployed.code, 0, "{}", deployed.all());
+    assert_eq!(page(), "Hello by a key");
+    assert!(ann.shell(&["remote", "app"]).ok().contains("host key"));
+    let file = format!("/var/lib/seed/credentials/{namespace}.key");
+    assert_eq!(machine.run(&["stat", "-c", "%U %a", &file]).ok().trim(), "root 600");
 }

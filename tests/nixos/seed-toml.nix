@@ -69,6 +69,7 @@ in
     ];
     github = {
       server = "https://git.example.org";
+      sshServer = "ssh://git@git.example.org:2222";
       webhook = "https://hooks.example.org/webhook/github";
       fetchEvery = 60;
       fetchTime = 60;

@@ -8,7 +8,7 @@ use super::Callers;
 use crate::{
     agent::{
         Handle,
-        remote::Question,
+        remote::{Lent, Question},
         request::{Reply, Request},
     },
     bus::Refusal,
@@ -53,10 +53,50 @@ impl GitHubFace {
         code: String,
         line: String,
         token: String,
+        key: bool,
     ) -> Result<String, Refusal> {
         self.callers.check(&header, connection, &who).await?;
-        let token = Some(token).filter(|token| !token.is_empty()).map(Secret);
-        self.text(Question::Plant { who, uri, code, line, token }).await
+        let lent = match (token, key) {
+            (_, true) => Lent::Key,
+            (token, _) if token.is_empty() => Lent::Nothing,
+            (token, _) => Lent::Token(Secret(token)),
+        };
+        self.text(Question::Plant { who, uri, code, line, lent }).await
+    }
+
+    async fn plant_key(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+        who: String,
+        uri: String,
+        code: String,
+    ) -> Result<String, Refusal> {
+        self.callers.check(&header, connection, &who).await?;
+        self.text(Question::PlantKey { who, uri, code }).await
+    }
+
+    async fn key(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+        who: String,
+        repository: String,
+    ) -> Result<String, Refusal> {
+        self.callers.check(&header, connection, &who).await?;
+        self.text(Question::Key { who, repository }).await
+    }
+
+    async fn trust(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+        who: String,
+        repository: String,
+        host_key: String,
+    ) -> Result<(), Refusal> {
+        self.callers.check(&header, connection, &who).await?;
+        self.nothing(Question::Trust { who, repository, host_key }).await
     }
 
     async fn show(

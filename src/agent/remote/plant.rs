@@ -9,8 +9,14 @@ use crate::{
         now,
         request::{Answer, Reply, invalid, json, principal, source},
     },
-    build::{Builder, fetch::FetchError},
-    bus::{Refusal, github::RemotePlanted},
+    build::{
+        Builder,
+        fetch::{Credential, FetchError},
+    },
+    bus::{
+        Refusal,
+        github::{RemoteKey, RemotePlanted},
+    },
     host::Host,
     spec::{
         access::{Principal, Repository, fingerprint},
@@ -30,19 +36,28 @@ pub struct Planting {
     code: String,
     /// The public key of whoever plants, for them to see.
     line: String,
-    /// The token that was given with it.
-    lent: Option<std::path::PathBuf>,
+    /// What it is read with.
+    lent: Option<Credential>,
+}
+
+/// What a repository is to be planted with, if it is private.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lent {
+    Nothing,
+    Token(Secret),
+    /// The deploy key that [`super::Question::PlantKey`] has made.
+    Key,
 }
 
 impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Fetches what is to be planted, in a task that answers.
-    pub(super) fn plant_remote(&mut self, who: &str, uri: &str, code: String, line: String, token: Option<Secret>, answer: Answer) {
-        let planting = match self.planting(who, uri, code, line, token) {
+    pub(super) fn plant_remote(&mut self, who: &str, uri: &str, code: String, line: String, lent: &Lent, answer: Answer) {
+        let planting = match self.planting(who, uri, code, line).and_then(|planting| self.lend(planting, lent)) {
             Ok(planting) => planting,
             // Who has stopped waiting does not care.
             Err(refusal) => return drop(answer.send(Err(refusal))),
         };
-        let wanted = self.wanted(&planting.uri.namespace(), &planting.remote, None, planting.lent.clone());
+        let wanted = self.wanted(&planting.uri.namespace(), &planting.remote, planting.lent.clone());
         let shared = self.shared.clone();
         tokio::spawn(async move {
             let fetched = bring(&shared, &wanted).await;
@@ -51,22 +66,42 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         });
     }
 
-    fn planting(&mut self, who: &str, uri: &str, code: String, line: String, token: Option<Secret>) -> Result<Planting, Refusal> {
+    fn planting(&mut self, who: &str, uri: &str, code: String, line: String) -> Result<Planting, Refusal> {
         let (source, principal) = (source(who), principal(who)?);
         let uri: FlakeUri = uri.parse().map_err(invalid)?;
         let FlakeUri::Remote(remote) = uri.clone() else {
             return Err(Refusal::Invalid(format!("{uri} is a repository of this host")));
         };
-        let mut planting = Planting { who: principal, source, uri, remote, code, line, lent: None };
+        let planting = Planting { who: principal, source, uri, remote, code, line, lent: None };
         self.may_plant(&planting)?;
-        if let Some(token) = token {
-            let who = match &planting.who {
-                Principal::Key(key) => key.as_str(),
-                Principal::Operator => "operator",
-            };
-            planting.lent = Some(self.shared.settings.remotes.credentials.lend(who, &planting.uri, &token)?);
-        }
         Ok(planting)
+    }
+
+    fn lend(&self, planting: Planting, lent: &Lent) -> Result<Planting, Refusal> {
+        let credentials = &self.shared.settings.remotes.credentials;
+        let lent = match lent {
+            Lent::Nothing if planting.remote.is_ssh() => {
+                return Err(Refusal::Invalid(format!(
+                    "{} is read with a deploy key: plant {} CODE --key",
+                    planting.uri, planting.uri
+                )));
+            }
+            Lent::Token(_) if planting.remote.is_ssh() => {
+                return Err(Refusal::Invalid(format!("{} is read over SSH, and takes no token: --key", planting.uri)));
+            }
+            Lent::Nothing => None,
+            Lent::Token(token) => Some(Credential::Token(credentials.lend(name_of(&planting.who), &planting.uri, token)?)),
+            Lent::Key => Some(Credential::Key(credentials.lend_key(name_of(&planting.who), &planting.uri)?.0)),
+        };
+        Ok(Planting { lent, ..planting })
+    }
+
+    /// The deploy key that a repository is to be planted with, for its owner to add there first.
+    pub(super) fn plant_key(&mut self, who: &str, uri: &str, code: String) -> Result<Reply, Refusal> {
+        let planting = self.planting(who, uri, code, String::new())?;
+        let credentials = &self.shared.settings.remotes.credentials;
+        let (_, key, made) = credentials.lend_key(name_of(&planting.who), &planting.uri)?;
+        Ok(json(&RemoteKey { version: 1, flake: planting.uri.to_string(), key, made }))
     }
 
     /// Checks all that can be checked without asking the forge. Returns the invite as it is after this use; the operator needs none.
@@ -108,7 +143,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
         let name = namespace.as_str().parse().map_err(invalid)?;
         let repository = Repository::new(name, by.clone(), now());
-        let upstream = Upstream { repository, secret: secret.clone(), branch: None, seen: None };
+        let upstream = Upstream { repository, secret: secret.clone(), branch: None, seen: None, host_key: None };
         let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash: uri.hash(), by, at: now() };
         let Settings { credentials, every, .. } = self.shared.settings.remotes.clone();
         // A token of an earlier life of this plant was given for another's sake.
@@ -126,6 +161,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let suffix = format!("{namespace}.{}", self.shared.settings.layout.domain);
         let (webhook, job) = (self.webhook(secret), job.name);
         Ok(json(&RemotePlanted { version: 1, namespace: namespace.to_string(), flake: uri.to_string(), job, suffix, webhook }))
+    }
+}
+
+fn name_of(who: &Principal) -> &str {
+    match who {
+        Principal::Key(key) => key.as_str(),
+        Principal::Operator => "operator",
     }
 }
 
@@ -168,7 +210,7 @@ fn unreadable(error: &FetchError) -> Refusal {
     match error {
         FetchError::Host(_) => Refusal::Failed(format!("{error}; the code was not spent")),
         FetchError::Refused(_) => Refusal::NotFound(format!(
-            "{error}; it was not planted, and the code was not spent. If it is private: plant it with --token, and a token on standard input"
+            "{error}; it was not planted, and the code was not spent. If it is private: plant it with --key, or with --token and a token on standard input"
         )),
     }
 }

@@ -124,20 +124,23 @@ const VERBS: [Verb; 25] = [
     },
     Verb {
         name: "plant",
-        usage: "plant FLAKE CODE [--token]",
+        usage: "plant FLAKE CODE [--token | --key]",
         short: "run a repository here, with an invite code",
-        long: "FLAKE is silo:REPO, github:USER/REPO[/BRANCH] or git+https://HOST/PATH[?ref=BRANCH]. Afterwards every push of its (default) \
+        long: "FLAKE is silo:REPO, github:USER/REPO[/BRANCH], git+https://HOST/PATH[?ref=BRANCH] or git+ssh://git@HOST/PATH. Afterwards every push of its (default) \
                branch deploys it; of one that is elsewhere, once its webhook is set up. That one has to say that it is yours: your key stands in \
                .authorized_keys at the top of that branch, without SEED_ROLE=read, SEED_INSTANCE or a date that is over, and as an admin if any \
-               line is one. With --token, a token to read it with comes on standard input. The operator hands out codes.",
+               line is one. A private one is read with a deploy key of this host, which --key makes and shows first, or with --token: then a token comes on \
+               standard input. The operator hands out codes.",
         operator: false,
     },
     Verb {
         name: "remote",
-        usage: "remote REPO [token | forget | secret]",
+        usage: "remote REPO [token | key | trust SHA256:… | forget | secret]",
         short: "how a repository from elsewhere is followed",
         long: "token reads one from standard input (TOKEN or USER:TOKEN, with leave to read that repository) and keeps it for fetching; \
-               it is never shown. forget removes it. secret makes a new secret for the webhook.",
+               it is never shown. key shows the deploy key of this host for it, and makes one if there is none: without a token, it is read over SSH \
+               with that. The server is known by the host key that it showed first; trust takes another. forget removes token and key. secret makes a \
+               new secret for the webhook.",
         operator: false,
     },
     Verb {
@@ -211,7 +214,10 @@ fn options(verb: &str) -> &'static [VerbOption] {
             ("boot", Some('b'), None, "Only since the last start"),
             ("build", None, None, "What the last deploy said"),
         ],
-        "plant" => &[("token", None, None, "Read a token for a private repository from standard input")],
+        "plant" => &[
+            ("token", None, None, "Read a token for a private repository from standard input"),
+            ("key", None, None, "Read a private repository with a deploy key, which is shown first"),
+        ],
         "invite" => &[
             ("uses", None, Some("N"), "How often it may be used"),
             ("expires", None, Some("SPAN"), "For how long: 12h, 7d, never"),
@@ -263,6 +269,7 @@ pub(super) fn all(operator: bool) -> String {
             "invite" => "invite new | list | revoke ID",
             "repo" => "repo list | visibility | rename | delete",
             "logs" => "logs [REPO/]INSTANCE [-f] [-n N] …",
+            "remote" => "remote REPO [token | key | …]",
             _ => verb.usage,
         };
         text.push_str(&format!("  {} {usage:<38} {}\n", prefix(operator), verb.short));

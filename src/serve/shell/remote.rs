@@ -6,7 +6,7 @@ use super::{Arguments, End, Session, plain, show};
 use crate::{
     bus::{
         Refusal,
-        github::{GitHubProxy, RemotePlanted, RemoteStatus, Webhook},
+        github::{GitHubProxy, RemoteKey, RemotePlanted, RemoteStatus, Webhook},
     },
     serve::ask,
     spec::caller::Caller,
@@ -22,10 +22,26 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
     }
 
     /// `plant` of a flake that is not silo's.
-    pub(super) async fn plant_remote(&mut self, uri: &str, code: &str, token: bool, json: bool) -> Result<u8, End> {
-        let token = if token { self.token("plant FLAKE CODE --token").await? } else { String::new() };
-        let line = self.who.map_or("", Caller::line);
-        let document = ask::within(self.github().await?.plant(self.name(), uri, code, line, token.trim())).await?;
+    pub(super) async fn plant_remote(&mut self, uri: &str, code: &str, arguments: &Arguments) -> Result<u8, End> {
+        let (json, key) = (arguments.json, arguments.flag("--key"));
+        let token = match arguments.flag("--token") {
+            true if key => return Err(Refusal::Invalid("--token and --key exclude each other".into()).into()),
+            true => self.token("plant FLAKE CODE --token").await?,
+            false => String::new(),
+        };
+        let (line, github) = (self.who.map_or("", Caller::line), self.github().await?);
+        if key {
+            let document = ask::within(github.plant_key(self.name(), uri, code)).await?;
+            let found: RemoteKey = serde_json::from_str(&document).map_err(show::unreadable)?;
+            if found.made {
+                let again = format!(
+                    "Then plant it, with the same words once more; the key waits for a day:\n\n  ssh HOST plant {} CODE --key\n",
+                    found.flake
+                );
+                return self.print(&if json { format!("{document}\n") } else { key_text(&found, &again) }).await;
+            }
+        }
+        let document = ask::within(github.plant(self.name(), uri, code, line, token.trim(), key)).await?;
         let planted: RemotePlanted = serde_json::from_str(&document).map_err(show::unreadable)?;
         if json {
             self.print(&format!("{document}\n")).await?;
@@ -37,16 +53,22 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
         self.follow(&planted.job, json).await
     }
 
-    /// `remote REPO [token | forget | secret]`
+    /// `remote REPO [token | key | trust FINGERPRINT | forget | secret]`
     pub(super) async fn remote(&mut self, arguments: &Arguments) -> Result<u8, End> {
         let repository = arguments.required(0, "a repository from elsewhere: remote github:user/repo")?;
+        let deed = arguments.words.get(1).map(String::as_str);
+        if arguments.words.len() > 2 && deed != Some("trust") {
+            return Err(
+                Refusal::Invalid("there is a word too many; a token comes on standard input: see `help remote`".into()).into()
+            );
+        }
         let github = self.github().await?;
         let (who, json) = (self.name().to_owned(), arguments.json);
         let done = |what: &str| {
             let text = if json { serde_json::json!({ "version": 1, "done": what }).to_string() } else { what.to_owned() };
             format!("{text}\n")
         };
-        let shown = match arguments.words.get(1).map(String::as_str) {
+        let shown = match deed {
             None => {
                 let document = ask::within(github.show(&who, repository)).await?;
                 if json {
@@ -60,9 +82,23 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 ask::within(github.set_token(&who, repository, token.trim())).await?;
                 done("the token is kept; it is shown to nobody")
             }
+            Some("key") => {
+                let document = ask::within(github.key(&who, repository)).await?;
+                if json {
+                    format!("{document}\n")
+                } else {
+                    let found: RemoteKey = serde_json::from_str(&document).map_err(show::unreadable)?;
+                    key_text(&found, "It is used as long as there is no token. A deploy shows whether it works: deploy REPO\n")
+                }
+            }
+            Some("trust") => {
+                let host_key = arguments.required(2, "the fingerprint of the server's host key: remote REPO trust SHA256:…")?;
+                ask::within(github.trust(&who, repository, host_key)).await?;
+                done("its server is known by this host key from now on")
+            }
             Some("forget") => {
                 ask::within(github.forget_token(&who, repository)).await?;
-                done("the token is removed")
+                done("what it was read with is removed")
             }
             Some("secret") => {
                 let document = ask::within(github.new_secret(&who, repository)).await?;
@@ -73,7 +109,10 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 }
             }
             Some(unknown) => {
-                return Err(Refusal::Invalid(format!("remote {unknown:?} is unknown: there are token, forget and secret")).into());
+                return Err(Refusal::Invalid(format!(
+                    "remote {unknown:?} is unknown: there are token, key, trust, forget and secret"
+                ))
+                .into());
             }
         };
         self.print(&shown).await
@@ -113,8 +152,17 @@ fn webhook_text(webhook: &Webhook) -> String {
     )
 }
 
+fn key_text(found: &RemoteKey, then: &str) -> String {
+    let RemoteKey { flake, key, .. } = found;
+    format!(
+        "\nAdd this line to {} as a deploy key (GitHub: Settings, Deploy keys; it needs no write access):\n\n  {}\n\n{then}",
+        plain(flake),
+        plain(key)
+    )
+}
+
 fn status_text(status: &RemoteStatus) -> String {
-    let RemoteStatus { namespace, flake, branch, commit, token, webhook_url, fetched, problem, every, .. } = status;
+    let RemoteStatus { namespace, flake, branch, commit, token, key, host_key, webhook_url, fetched, problem, every, .. } = status;
     let mut text = format!("{}  {namespace}\n", plain(flake));
     let mut line = |name: &str, value: &str| text.push_str(&format!("  {name:<8} {}\n", plain(value)));
     if commit.is_empty() {
@@ -128,9 +176,15 @@ fn status_text(status: &RemoteStatus) -> String {
     }
     line("every", &format!("{every} s, and when the webhook says so"));
     line("webhook", &format!("{webhook_url} (`remote {flake} secret` makes a new secret)"));
-    line(
-        "token",
-        if *token { "kept (`remote REPO forget` removes it)" } else { "none (`remote REPO token <FILE` if it is private)" },
-    );
+    let read = match (*token, key.as_str()) {
+        (true, "") => "with a token (`remote REPO forget` removes it)".to_owned(),
+        (true, _) => "with a token; `remote REPO forget` removes it and the deploy key".to_owned(),
+        (false, "") => "by anyone (if it is private: `remote REPO key`, or `remote REPO token <FILE`)".to_owned(),
+        (false, key) => format!("with the deploy key {key}"),
+    };
+    line("read", &read);
+    if !host_key.is_empty() {
+        line("host key", host_key);
+    }
     text
 }
