@@ -30,6 +30,9 @@ mod idle;
 #[path = "../tests/host/machine.rs"]
 mod machine;
 mod meter;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/acme/outside.rs"]
+mod outside;
 mod place;
 mod ssh;
 mod start;

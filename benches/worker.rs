@@ -117,6 +117,7 @@ fn instance(tpm: bool) -> Instance {
         acme: false,
         shoot: false,
         tpm,
+        domains: std::collections::BTreeSet::new(),
     }
 }
 

@@ -31,7 +31,7 @@ const LONGEST: usize = 500;
 const NO_NAMES: &[&str] =
     &["util", "utils", "common", "helper", "helpers", "manager", "types", "error", "errors", "misc", "traits", "prelude"];
 /// The traits of this crate: a trait is for where a test needs a stand-in. The others are the interfaces on the bus.
-const TRAITS: &[&str] = &["Host", "State", "Builder", "Seed", "Guest", "History", "Access", "GitHub", "Acme"];
+const TRAITS: &[&str] = &["Host", "State", "Builder", "Seed", "Guest", "History", "Access", "GitHub", "Acme", "Domains"];
 
 fn top() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

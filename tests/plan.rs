@@ -79,6 +79,7 @@ fn instance() -> impl Strategy<Value = Instance> {
             acme: false,
             shoot: false,
             tpm,
+            domains: BTreeSet::new(),
         }
     })
 }
@@ -259,6 +260,7 @@ fn one(id: &str, change: impl FnOnce(&mut Instance)) -> Desired {
         acme: false,
         shoot: false,
         tpm: false,
+        domains: BTreeSet::new(),
     };
     change(&mut instance);
     Desired { instances: BTreeMap::from([(id.parse().unwrap(), Wanted { instance, lease: Lease(0) })]), ..Desired::default() }

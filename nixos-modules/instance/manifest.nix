@@ -13,6 +13,8 @@
   storage ? { },
   # Name to `{ service, port }`; `port` may be null.
   connect ? { },
+  # Names of the tenant's own.
+  domains ? [ ],
   rollout ? "recreate",
   # null: as the protocols say.
   acme ? null,
@@ -34,6 +36,7 @@ let
     elemAt
     filter
     fromJSON
+    genList
     hasAttr
     isInt
     isString
@@ -260,6 +263,35 @@ let
     ++ unless (port == null || isPort port) "${option}.port: ${toString port} is no port: write a number from 1 to 65535"
   );
 
+  # Of one name; `at` is where it stands in the list.
+  domainProblems =
+    at: text:
+    let
+      option = "seed.domains";
+      part = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?";
+      # Regular expressions know bytes only; a name has none above this.
+      ascii = match "[ -~]*" text != null;
+      twice = filter (other: other < at && elemAt domains other == text) (genList (one: one) (length domains));
+    in
+    (
+      if !ascii then
+        [ "${option}: ${quoted text} has letters that DNS has not: write it in punycode, as in xn--mnchen-3ya.example" ]
+      else if match ".*[.]" text != null then
+        [ "${option}: ${quoted text} ends with a dot: write it without" ]
+      else if match "(.*[.])?[0-9]*" text != null || match ".*:.*" text != null then
+        [ "${option}: ${quoted text} is an address or nothing: write a name, as in www.example.com" ]
+      else if match "[*][.].*" text != null then
+        [ "${option}: ${quoted text} is a wildcard: write each name that there is to be" ]
+      else if stringLength text > 237 then
+        [ "${option}: ${quoted text} is longer than 237 characters: write a shorter name" ]
+      else if match "[^.]*" text != null then
+        [ "${option}: ${quoted text} has one label only: write the whole name, as in www.example.com" ]
+      else
+        unless (match "${part}([.]${part})+" text != null)
+          "${option}: ${quoted text} is no name in the DNS: write labels of lower-case letters, digits and hyphens with dots between them, as in www.example.com"
+    )
+    ++ unless (twice == [ ]) "${option}: ${quoted text} stands there twice: remove one of the two";
+
   count =
     what: attrs: highest:
     unless (length (attrNames attrs) <= highest)
@@ -276,6 +308,8 @@ in
     ++ count "seed.storage" storage 16
     ++ storageProblems
     ++ connectProblems
+    ++ unless (length domains <= 16) "seed.domains: has ${toString (length domains)} entries: write at most 16"
+    ++ concatLists (genList (at: domainProblems at (elemAt domains at)) (length domains))
     ++ unless (elem rollout [
       "recreate"
       "rolling"
@@ -294,6 +328,7 @@ in
       name
       system
       size
+      domains
       rollout
       shoot
       tpm

@@ -105,6 +105,7 @@ let
       expose
       storage
       connect
+      domains
       rollout
       ;
     inherit (pkgs.stdenv.hostPlatform) system;
@@ -205,6 +206,16 @@ in
         Other instances of the same flake, under the names by which this one knows them. `db` above becomes the variable
         `SEED_DB_HOST=postgres` of every service and the file `/etc/seed/connect/db` with `postgres:5432`. It opens nothing and is never
         necessary: the bare name of an instance, as in `http://postgres:5432`, resolves everywhere in its namespace.
+      '';
+    };
+
+    domains = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "www.example.com" ];
+      description = ''
+        Names of your own that the instance is to have besides its name on the host, at most 16. Each counts once its DNS proves that it is
+        yours; a push says which record to set, and `domain list` how it is. Changing it restarts nothing.
       '';
     };
 

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::{
     access::Question,
+    domain,
     history::History,
     now,
     patience::Patience,
@@ -136,6 +137,18 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
                 act("", "quota", &repository, &[namespace, changes])
             }
             Question::Repositories { .. } | Question::Quota { .. } | Question::Audit { .. } | Question::VerifyAudit => None,
+        },
+        Request::Domain(question) => match question {
+            domain::Question::Add { who, instance, name } => {
+                act(who, "domain add", &repository_of(memory, who, instance), &[instance, name])
+            }
+            domain::Question::Remove { who, name } => {
+                let claimed = principal(who).and_then(|who| domain::claimed(memory, &who, name)).ok();
+                let plant = claimed.and_then(|(_, namespace)| memory.plants.get(&namespace));
+                act(who, "domain remove", &plant.map(resolve::recorded).unwrap_or_default(), &[name])
+            }
+            // What the DNS says is nobody's act.
+            domain::Question::List { .. } | domain::Question::Due | domain::Question::Seen { .. } => None,
         },
         Request::Remote(question) => match question {
             remote::Question::Plant { who, uri, .. } => act(who, "plant", uri, &[uri]),

@@ -143,6 +143,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             if let Err(error) = self.shared.builder.retain(&self.namespace, &systems).await {
                 tracing::warn!(error = %chain(&error), "old systems are kept until the next deploy");
             }
+            self.say_unproven().await;
             return Ok(self.summary(&deployment));
         }
         self.go_back(deployment, failed).await;
@@ -170,8 +171,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     ) -> BTreeMap<InstanceName, Instance> {
         let instance = |(name, manifest): (&InstanceName, &Manifest)| {
             let (toplevel, closure, kernel_params) = system(name.as_str())?;
-            let Manifest { name: _, size, ports, volumes, rollout, acme, shoot, tpm } = manifest.clone();
-            let made = Instance { toplevel, kernel_params, closure, size, ports, volumes, rollout, acme, shoot, tpm };
+            let Manifest { name: _, size, ports, volumes, rollout, acme, shoot, tpm, domains } = manifest.clone();
+            let made = Instance { toplevel, kernel_params, closure, size, ports, volumes, rollout, acme, shoot, tpm, domains };
             Some((name.clone(), made))
         };
         manifests.iter().filter_map(instance).collect()
@@ -395,6 +396,14 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     async fn say_failed_units(&self, id: &InstanceId) {
         for unit in logs::failed_units(&self.shared.host, id).await {
             self.error(Stage::Run, format!("{}: {unit} failed in the guest: see `logs {}`", id.name, id.name));
+        }
+    }
+
+    /// Says what to set for names of the tenant's own that are not proven.
+    async fn say_unproven(&self) {
+        let (answer, lines) = oneshot::channel();
+        if self.shared.events.send(Event::Unproven(self.namespace.clone(), answer)).await.is_ok() {
+            lines.await.unwrap_or_default().into_iter().for_each(|line| self.info(Stage::Run, line));
         }
     }
 

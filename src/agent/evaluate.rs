@@ -11,7 +11,7 @@ use crate::{
     bus::Stage,
     host::Host,
     spec::{
-        desired,
+        desired, domain,
         manifest::{self, Manifest, Problem},
         name::InstanceName,
         quota::Share,
@@ -99,6 +99,8 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             .map(|(_, _, size)| size)
             .sum();
         let kept = Share { volumes: retired.saturating_add(dropped), ..Share::default() };
+        let named = manifests.iter().flat_map(|(name, manifest)| manifest.domains.iter().map(move |domain| (name, domain)));
+        problems.extend(domain::check(named, &self.shared.settings.layout.domain));
         problems.extend(self.quota.check(&manifests.iter().map(share).collect(), runs, kept));
         let routes = self.routes(outputs, &manifests).unwrap_or_else(|found| {
             problems.extend(found);

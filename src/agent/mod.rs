@@ -12,6 +12,7 @@ pub mod authority;
 pub mod bus;
 pub mod credentials;
 pub mod deploy;
+pub mod domain;
 pub mod enter;
 mod evaluate;
 mod guest;
@@ -57,8 +58,9 @@ use crate::{
     plan::Observed,
     render::{self, Layout},
     spec::{
+        self,
         desired::{Deployment, Desired, Wanted},
-        name::{InstanceId, InstanceName, Namespace},
+        name::{CustomDomain, InstanceId, InstanceName, Namespace},
         quota::Quota,
         route::Reserved,
     },
@@ -117,6 +119,8 @@ pub enum Event {
     Accept(Namespace, Deployment, deploy::Way, oneshot::Sender<Result<Vec<deploy::Settled>, Refusal>>),
     /// All instances of the deployment that is wanted got ready.
     Proven(Namespace),
+    /// A deploy wants to say what is to be done for names that are not proven.
+    Unproven(Namespace, oneshot::Sender<Vec<String>>),
     /// A deploy has ended, well or not.
     DeployEnded(Namespace, Option<Ask>, Box<Record>),
     /// A plan was said.
@@ -171,6 +175,10 @@ pub struct Agent<H, S, B> {
     lanes: Lanes,
     remotes: remote::Remotes,
     zone: watch::Sender<zone::Book>,
+    /// Bumped whenever other names of tenants' own may have to be looked at.
+    due: watch::Sender<u64>,
+    /// Names for which a look was asked for, and at which turn of `due`.
+    asked: BTreeMap<CustomDomain, u64>,
     record: acts::Record,
     guesses: invite::Guesses,
     /// Plans under way.
@@ -182,6 +190,7 @@ pub struct Agent<H, S, B> {
 pub struct Handle {
     events: mpsc::Sender<Event>,
     pub zone: watch::Receiver<zone::Book>,
+    pub due: watch::Receiver<u64>,
 }
 
 impl Handle {
@@ -209,7 +218,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let stopped = watch::Sender::new(memory.stopped.keys().cloned().collect());
         let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0), stopped });
         let zone = watch::Sender::new(zone::Book::default());
-        let handle = Handle { events, zone: zone.subscribe() };
+        // So that it also grows over a start.
+        let due = watch::Sender::new(now());
+        let handle = Handle { events, zone: zone.subscribe(), due: due.subscribe() };
         let agent = Self {
             shared,
             state,
@@ -223,6 +234,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             lanes: Lanes::default(),
             remotes: remote::Remotes::default(),
             zone,
+            due,
+            asked: BTreeMap::new(),
             record,
             guesses: invite::Guesses::default(),
             planning: Vec::new(),
@@ -267,6 +280,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 drop(answer.send(accepted));
             }
             Event::Proven(namespace) => self.proven(&namespace).await,
+            // As above.
+            Event::Unproven(namespace, answer) => drop(answer.send(self.unproven(&namespace))),
             Event::DeployEnded(namespace, ask, record) => self.deploy_ended(namespace, ask, *record).await,
             Event::Remote(notice) => self.remote_notice(notice).await,
             Event::Changed | Event::Tick => self.look(),
@@ -313,6 +328,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             }
             desired.routes.append(&mut self.led(namespace, deployment));
         }
+        desired.domains = spec::domain::held(&self.memory.domains).filter(|(_, id)| desired.instances.contains_key(id)).collect();
         desired
     }
 
@@ -371,7 +387,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 )));
             };
             taken.insert(free);
-            batch.push(Change::Lease(id(name.clone()), Some(crate::spec::address::Lease(free))));
+            batch.push(Change::Lease(id(name.clone()), Some(spec::address::Lease(free))));
         }
         let old = self.memory.wants.get(namespace).cloned();
         if let Some(old) = &old {
@@ -380,11 +396,17 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
         batch.extend(self.set_aside(namespace, old.as_ref(), &new));
         batch.extend(self.outdated_by(namespace, old.as_ref(), &new));
+        let claims = self.claims_after(namespace, &new.instances)?;
+        let claimed = domain::names(&claims);
+        batch.extend(claims);
         batch.extend(more);
         let ids: BTreeSet<InstanceId> =
             new.instances.keys().chain(old.iter().flat_map(|old| old.instances.keys())).cloned().map(id).collect();
         batch.push(Change::Want(namespace.clone(), Some(new)));
         self.commit(batch).await?;
+        if !claimed.is_empty() {
+            self.domains_changed(claimed);
+        }
         self.publish_namespace(namespace);
         let settled = ids.into_iter().map(|id| self.lanes.wait_for(id)).collect();
         self.look();

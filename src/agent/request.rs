@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::sync::oneshot;
 
-use super::{Agent, access::Question, acme, chain, enter::Enter, history::History, logs, now, remote, resolve};
+use super::{Agent, access::Question, acme, chain, domain, enter::Enter, history::History, logs, now, remote, resolve};
 use crate::{
     build::Builder,
     bus::Refusal,
@@ -34,6 +34,7 @@ pub enum Request {
     ListInvites,
     RevokeInvite { id: String },
     Acme(acme::Request),
+    Domain(domain::Question),
     Access(Question),
     Remote(remote::Question),
     History(History),
@@ -106,6 +107,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::ListInvites => Ok(self.invites()),
             Request::RevokeInvite { id } => self.revoke_invite(&id).await,
             Request::Acme(request) => self.acme(request).await,
+            Request::Domain(question) => self.domain(question).await,
             Request::Access(question) => return self.access(question, answer).await,
             Request::History(History::Unplant { who, repository }) => return self.unplant(&who, &repository, answer).await,
             Request::History(request) => self.history(request).await,

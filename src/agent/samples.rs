@@ -27,6 +27,7 @@ pub fn instance(tag: &str) -> Instance {
         acme: false,
         shoot: false,
         tpm: false,
+        domains: std::collections::BTreeSet::new(),
     }
 }
 

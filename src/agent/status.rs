@@ -104,6 +104,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             failed_units: Vec::new(),
             stopped_by: self.memory.stopped.get(id).map(|stopped| who(stopped.by.as_ref())).unwrap_or_default(),
             pinned_by: pin.map(|pin| who(pin.by.as_ref())).unwrap_or_default(),
+            domains: self.domains_of(id),
             restart_pending: self.lanes.is_pending(id),
         })
     }

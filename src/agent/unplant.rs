@@ -91,6 +91,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         ];
         batch.extend(memory.past.range(all.clone()).map(|((_, at), _)| Change::Past(namespace.clone(), *at, None)));
         batch.extend(memory.records.range(all).map(|((_, at), _)| Change::Record(namespace.clone(), *at, None)));
+        let claimed = memory.domains.iter().filter(|(_, claims)| claims.contains_key(namespace));
+        batch.extend(claimed.map(|(name, _)| Change::Domain(name.clone(), namespace.clone(), None)));
         batch.extend(memory.stopped.keys().filter(mine).map(|id| Change::Stopped(id.clone(), None)));
         batch.extend(memory.pins.keys().filter(mine).map(|id| Change::Pin(id.clone(), None)));
         batch

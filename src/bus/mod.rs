@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod acme;
+pub mod domain;
 pub mod history;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -159,6 +160,9 @@ pub struct InstanceStatus {
     /// Who holds it at its version; empty if nobody does.
     #[serde(default)]
     pub pinned_by: String,
+    /// Names of its own that it claims.
+    #[serde(default)]
+    pub domains: Vec<domain::DomainStatus>,
     /// Whether this host is about to change it, or to try so again.
     pub restart_pending: bool,
 }
@@ -317,6 +321,14 @@ mod tests {
     /// Whoever reads what `--json` prints relies on every name here. Fields may be added; a change of one raises the version.
     #[test]
     fn what_json_prints_is_what_was_promised() {
+        let domain = json!({
+            "name": "www.example.com", "namespace": "s-a", "instance": "app/web", "origin": "flake", "state": "pending", "since": 7,
+            "lostAt": 0, "detail": "it is no CNAME", "next": 8, "delegated": false,
+            "records": { "cname": "web.s-a.seed.example", "txtName": "_seed-challenge.www.example.com", "txt": "seed-x",
+                         "acmeName": "_acme-challenge.www.example.com", "acme": "_acme-x.s-a.seed.example" },
+        });
+        let domains = json!({ "version": 1, "domains": [domain] });
+        assert_eq!(to_value(read::<domain::DomainList>(&domains)).expect("plain"), domains);
         let instance = json!({
             "name": "web", "state": "degraded", "detail": "failed in it: nginx.service", "since": 7, "restarts": 1,
             "fqdn": "web.s-a.seed.example", "ipv4": "10.88.0.2", "ipv6": "fd5e::2", "ports": ["http 80/tcp"],
@@ -324,6 +336,7 @@ mod tests {
             "memoryMib": 512, "memoryUsed": 1024, "cpuMilli": 250,
             "volumes": [{ "name": "data", "size": 67_108_864, "used": 4096, "mountPoint": "/seed/storage/data" }],
             "failedUnits": ["nginx.service"], "stoppedBy": "", "pinnedBy": "operator", "restartPending": false,
+            "domains": [domain],
         });
         let status = json!({
             "version": 1,

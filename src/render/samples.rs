@@ -52,6 +52,7 @@ pub(crate) fn instance(name: &str) -> (InstanceId, Wanted) {
         acme: full,
         shoot: full,
         tpm: full,
+        domains: std::collections::BTreeSet::new(),
     };
     (id, Wanted { instance, lease: Lease(lease) })
 }

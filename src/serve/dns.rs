@@ -16,6 +16,7 @@ mod forward;
 #[cfg(any(test, feature = "fuzz"))]
 pub(super) mod fuzz;
 mod limit;
+mod look;
 mod question;
 mod sign;
 mod stream;

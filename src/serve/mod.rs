@@ -9,6 +9,7 @@ pub mod ask;
 pub mod command;
 mod crowd;
 pub mod dns;
+mod domain;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod git;
@@ -34,7 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::sockets::{Listener, Sockets};
 use crate::{
-    bus::{SeedProxy, acme::AcmeProxy},
+    bus::{SeedProxy, acme::AcmeProxy, domain::DomainsProxy},
     spec::{acme::names_of_host, name::Domain, quantity::Bytes},
 };
 
@@ -185,6 +186,13 @@ pub async fn run_until(
     for listener in sockets.https {
         listeners.spawn(http::listen(Arc::clone(&secret), listener));
     }
+    let domains = DomainsProxy::new(agent.inner().connection()).await.map_err(|error| ServeError::Bus(Some(error)))?;
+    let looking = domain::look(domains, Arc::clone(&names));
+    listeners.spawn(stoppable(stopping.clone(), async move {
+        if let Err(error) = looking.await {
+            tracing::error!(%error, "names of tenants' own are not looked at any more");
+        }
+    }));
     let told = Arc::clone(&names);
     listeners.spawn(stoppable(stopping.clone(), async move { told.tell_secondaries().await }));
     let askers = Arc::new(crowd::Crowd::default());

@@ -5,6 +5,7 @@
 
 mod access;
 mod arguments;
+mod domain;
 mod help;
 mod history;
 mod logs;
@@ -199,6 +200,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 Err(Refusal::Invalid(format!("{verb} goes over SSH: ssh HOST {}", words.join(" "))).into())
             }
             "cp" => self.print(&help::of(verb, operator)?).await,
+            "domain" => self.domain(rest).await,
             "repo" => self.repo(rest).await,
             "quota" => self.quota(rest).await,
             "audit" => self.audit(rest).await,

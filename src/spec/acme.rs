@@ -82,6 +82,9 @@ pub struct Order {
     pub holder: Holder,
     /// Full names, without a final dot.
     pub names: BTreeSet<String>,
+    /// Of those that are not of this host's zone, the name in it at which the CA finds the proof.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<String, String>,
     /// The certificate that it is to replace, as ARI names it.
     pub replaces: Option<String>,
     /// Seconds since 1970.

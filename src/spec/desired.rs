@@ -8,7 +8,7 @@ use super::{
     address::Lease,
     instance::Instance,
     manifest::Problem,
-    name::{Commit, Generation, InstanceId, InstanceName, KeyId, Namespace, RefName},
+    name::{Commit, CustomDomain, Generation, InstanceId, InstanceName, KeyId, Namespace, RefName},
     quota::Quota,
     route::Route,
 };
@@ -49,6 +49,8 @@ pub struct Desired {
     pub quotas: BTreeMap<Namespace, Quota>,
     /// The public ports that lead to an instance.
     pub routes: BTreeMap<InstanceId, Vec<Route>>,
+    /// Names of tenants' own that are proven, and whose they are.
+    pub domains: BTreeMap<CustomDomain, InstanceId>,
 }
 
 /// What a deployment does to one instance.
@@ -68,7 +70,7 @@ pub fn changes(old: &BTreeMap<InstanceName, Instance>, new: &BTreeMap<InstanceNa
     for (name, instance) in new {
         let change = match old.get(name) {
             None => Change::Start,
-            Some(before) if before == instance => Change::Keep,
+            Some(before) if before.machine() == instance.machine() => Change::Keep,
             Some(before) => Change::Restart(reasons(before, instance)),
         };
         made.insert(name.clone(), change);

@@ -1,11 +1,11 @@
 //! An instance as a tenant asked for it, after everything about it was checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    name::{PortName, StorePath, VolumeName},
+    name::{CustomDomain, PortName, StorePath, VolumeName},
     quantity::Bytes,
 };
 
@@ -106,13 +106,21 @@ pub struct Instance {
     pub shoot: bool,
     /// Whether the guest gets a TPM. An instance that asked for one is never booted without.
     pub tpm: bool,
+    /// Names of the tenant's own that it is to have, once they are proven. Nothing of the machine depends on them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub domains: BTreeSet<CustomDomain>,
 }
 
 impl Instance {
     /// Whether both are the same version: closure and kernel parameters follow from the system, and need not be known yet.
     pub fn is_version_of(&self, other: &Self) -> bool {
-        let plain = |one: &Self| Self { kernel_params: String::new(), closure: Vec::new(), ..one.clone() };
+        let plain = |one: &Self| Self { kernel_params: String::new(), closure: Vec::new(), ..one.machine() };
         self.toplevel == other.toplevel && plain(self) == plain(other)
+    }
+
+    /// What the machine is made of: all but its own names, which come and go while it runs.
+    pub fn machine(&self) -> Self {
+        Self { domains: BTreeSet::new(), ..self.clone() }
     }
 }
 

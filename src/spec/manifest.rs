@@ -1,14 +1,15 @@
 //! The meta JSON that a tenant's flake gives as `seeds.<name>.meta`, and what must hold of it. Written by
 //! `nixos-modules/instance/manifest.nix`, read here; unknown fields and unknown versions are refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
+    domain,
     instance::{Port, Protocol, Rollout, Size, Volume, services, sizes},
-    name::{InstanceName, PortName, VolumeName},
+    name::{CustomDomain, InstanceName, PortName, VolumeName},
     quantity::Bytes,
 };
 
@@ -63,6 +64,7 @@ pub struct Manifest {
     pub acme: bool,
     pub shoot: bool,
     pub tpm: bool,
+    pub domains: BTreeSet<CustomDomain>,
 }
 
 #[derive(Deserialize)]
@@ -88,6 +90,8 @@ struct Wire {
     shoot: bool,
     #[serde(default)]
     tpm: bool,
+    #[serde(default)]
+    domains: Vec<String>,
 }
 
 fn default_system() -> String {
@@ -158,7 +162,12 @@ fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Probl
         say(".size", format!("{:?} is no size: write one of xs, s, m, l, xl", wire.size));
     }
 
-    for (at, count, most) in [(".expose", wire.expose.len(), MAX_PORTS), (".storage", wire.storage.len(), MAX_VOLUMES)] {
+    let counts = [
+        (".expose", wire.expose.len(), MAX_PORTS),
+        (".storage", wire.storage.len(), MAX_VOLUMES),
+        (".domains", wire.domains.len(), domain::OF_INSTANCE),
+    ];
+    for (at, count, most) in counts {
         if count > most {
             return Err(vec![Problem::new(format!("{place}{at}"), format!("has {count} entries: one instance may have {most}"))]);
         }
@@ -220,6 +229,14 @@ fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Probl
         }
     }
 
+    let mut domains = BTreeSet::new();
+    for given in &wire.domains {
+        match given.parse::<CustomDomain>() {
+            Ok(domain) => drop(domains.insert(domain)),
+            Err(error) => say(".domains", error.to_string()),
+        }
+    }
+
     let rollout = wire.rollout.unwrap_or(Rollout::Recreate);
     if rollout == Rollout::Rolling && !wire.storage.is_empty() {
         let what = "\"rolling\" runs two machines at once, and two machines cannot mount one volume: write \"recreate\", or drop the volumes";
@@ -231,7 +248,7 @@ fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Probl
     match (name, size) {
         (Some(name), Some(size)) if problems.is_empty() => {
             let Wire { acme, shoot, tpm, .. } = wire;
-            Ok(Manifest { name, size, ports, volumes, rollout, acme, shoot, tpm })
+            Ok(Manifest { name, size, ports, volumes, rollout, acme, shoot, tpm, domains })
         }
         _ => {
             problems.truncate(MAX_PROBLEMS);
@@ -296,6 +313,7 @@ mod tests {
         let said = problems(json!({
             "version": 1, "name": "api", "size": "xxl", "rollout": "rolling",
             "expose": { "http": { "port": 0 }, "UP": { "port": 1 }, "a": { "port": 80 }, "b": { "port": 80, "protocol": "dns" } },
+            "domains": ["WWW.example.com", "www.example.com", "192.0.2.1"],
             "storage": { "z": { "size": "0Mi" }, "big": { "size": "1048577Ti" }, "n": { "size": "12" },
                          "nix": { "size": "1Gi", "mountPoint": "/nix/store" }, "up": { "size": "1Gi", "mountPoint": "/a/../b" } },
         }));
@@ -303,6 +321,8 @@ mod tests {
             "seeds.web.meta.name: \"api\" differs",
             "seeds.web.meta.size: \"xxl\" is no size: write one of xs",
             "expose.http.port: 0 is no port",
+            "seeds.web.meta.domains: domain \"WWW.example.com\" is no DNS label",
+            "seeds.web.meta.domains: domain \"192.0.2.1\" is an address",
             "expose.UP: port name \"UP\" is no DNS label",
             "expose.b: port 80 is exposed as a already",
             "storage.z.size: \"0Mi\" (0Ki) is out of range: write 8Mi to 16Ti",

@@ -8,6 +8,7 @@
 //! | deployment | the instances of one namespace at one commit |
 //! | lease | the small number from which an instance's addresses, user and CID follow |
 //! | route | a port of this host's public addresses that leads to an instance |
+//! | claim | a namespace's wish to have a name of its own; it counts once the DNS proves it |
 //! | volume | a disk that outlives its instance; retired, never deleted, when it is no longer declared |
 
 pub mod access;
@@ -16,6 +17,7 @@ pub mod address;
 pub mod authorized_keys;
 pub mod caller;
 pub mod desired;
+pub mod domain;
 pub mod flake;
 pub mod instance;
 pub mod manifest;

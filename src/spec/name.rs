@@ -201,6 +201,35 @@ name!(
     }
 );
 name!(
+    /// A name of somebody's own, as in `www.example.com`: at least two DNS labels in lower case, no wildcard, no address. What is not ASCII is
+    /// in it as punycode.
+    CustomDomain,
+    |text| {
+        let what = "domain";
+        if !text.is_ascii() {
+            return Err(refuse(what, text, "has letters that DNS has not: write it in punycode, as in xn--mnchen-3ya.example"));
+        }
+        if text.ends_with('.') {
+            return Err(refuse(what, text, "ends with a dot: write it without"));
+        }
+        if text.parse::<std::net::IpAddr>().is_ok() || text.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit())) {
+            return Err(refuse(what, text, "is an address or nothing: write a name, as in www.example.com"));
+        }
+        if text.starts_with("*.") {
+            return Err(refuse(what, text, "is a wildcard: write each name that there is to be"));
+        }
+        if text.len() > 237 {
+            return Err(refuse(what, text, "is longer than 237 characters: `_acme-challenge.` has to fit before it"));
+        }
+        if !text.contains('.') {
+            return Err(refuse(what, text, "has one label only: write the whole name, as in www.example.com"));
+        }
+        text.split('.').try_for_each(|part| label(what, part, 63, "has a label longer than 63 characters")).map_err(|error| {
+            refuse(what, text, error.reason)
+        })
+    }
+);
+name!(
     /// The identity of a person or program: the SHA-256 fingerprint of an SSH public key, as `ssh-keygen -l` prints it.
     KeyId,
     |text| {
@@ -357,6 +386,36 @@ mod tests {
         assert!("seed.example".parse::<Domain>().is_ok());
     }
 
+    #[test]
+    fn a_domain_is_a_whole_name_of_plain_labels() {
+        let long = format!("{}.example", vec!["a".repeat(60); 4].join("."));
+        for (bad, why) in [
+            ("", "an address or nothing"),
+            ("localhost", "one label only"),
+            ("münchen.example", "xn--mnchen-3ya"),
+            ("*.example.com", "wildcard"),
+            ("www.example.com.", "without"),
+            ("WWW.example.com", "lower-case"),
+            ("a_b.example.com", "no DNS label"),
+            ("a..b", "is empty"),
+            (".example.com", "is empty"),
+            ("-a.example.com", "hyphen"),
+            ("a b.example.com", "no DNS label"),
+            ("192.0.2.1", "address"),
+            ("2001:db8::1", "address"),
+            ("www.example.1", "address"),
+            ("a.example\n", "no DNS label"),
+            (&format!("{}.example", "a".repeat(64)), "63"),
+            (&long, "237"),
+        ] {
+            let said = bad.parse::<CustomDomain>().expect_err(bad).to_string();
+            assert!(said.contains(why), "{bad}: {said}");
+        }
+        for good in ["example.com", "www.example.com", "xn--mnchen-3ya.example", "1.example", "a.b.c.d.e.f"] {
+            assert!(good.parse::<CustomDomain>().is_ok(), "{good}");
+        }
+    }
+
     proptest! {
         #[test]
         fn an_instance_is_found_again_from_its_unit(name in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?") {
@@ -373,6 +432,9 @@ mod tests {
                 text.parse::<VolumeName>().map(String::from).ok(),
             ].into_iter().flatten() {
                 prop_assert!(!made.starts_with('-') && !made.contains(['/', '\n', ' ', '\0', '%', '"', '\\']));
+            }
+            if let Ok(domain) = text.parse::<CustomDomain>() {
+                prop_assert!(!domain.as_str().starts_with(['-', '.']) && domain.as_str().contains('.'));
             }
             let _ignored_on_purpose = (text.parse::<RefName>(), text.parse::<StorePath>(), text.parse::<FlakeUri>());
         }

@@ -14,6 +14,8 @@
 //! | `acme-account/<id>` | [`acme::Account`] | an instance's ACME client registers its key |
 //! | `acme-order/<id>` | [`acme::Order`] | it orders; and at every step towards its certificate, before the step is taken |
 //! | `acme-certificate/<id>` | [`acme::Certificate`] | in one batch with the order that it ends |
+//! | `domain/<name>/<namespace>` | [`Claim`] | a namespace claims a name of its own, and with each look at the DNS; all claims to a name in one batch |
+//! | `secret/domains` | [`Secret`] | the first claim is made; what proofs in TXT records are made with |
 //! | `stopped/<namespace>/<name>` | [`Stopped`] | somebody turned an instance off; removed when it is started, or gone |
 //! | `pin/<namespace>/<name>` | [`Pin`] | an instance is held, or was gone back with; removed with either, or with the instance |
 //! | `deploy/<namespace>/<began, 20 digits>` | [`Record`] | a deploy has ended; the last 50 are kept |
@@ -21,7 +23,8 @@
 //! The agent's store is [`sled`]: a journal in front, sled for what is older; its module says which files, and what a crash leaves in
 //! them. Every change is one [`Batch`], applied whole or not at all, and durable when [`State::commit`] returns. A crash between a commit
 //! and what follows from it leaves work that the next start finds: an `ask` that is deployed again (deploying is idempotent), a `want`
-//! that is not running yet, a lease whose instance is in no `want`, which is dropped.
+//! that is not running yet, a lease whose instance is in no `want`, which is dropped, a claim
+//! that is due, at which the doors look again.
 #![allow(clippy::disallowed_methods, reason = "this room keeps files")]
 
 pub mod audit;
@@ -42,7 +45,8 @@ use crate::spec::{
     acme,
     address::Lease,
     desired::Deployment,
-    name::{Commit, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName},
+    domain::Claim,
+    name::{Commit, CustomDomain, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName},
     quota::Quota,
 };
 
@@ -152,6 +156,8 @@ pub enum Change {
     AcmeCertificate(String, Option<acme::Certificate>),
     Quota(Namespace, Option<Quota>),
     Upstream(Namespace, Option<Upstream>),
+    Domain(CustomDomain, Namespace, Option<Claim>),
+    DomainSecret(Option<Secret>),
     Stopped(InstanceId, Option<Stopped>),
     Pin(InstanceId, Option<Pin>),
     Record(Namespace, u64, Option<Record>),
@@ -173,6 +179,9 @@ pub struct Memory {
     pub acme: acme::Ledger,
     pub quotas: std::collections::BTreeMap<Namespace, Quota>,
     pub upstreams: std::collections::BTreeMap<Namespace, Upstream>,
+    /// Of each name, the claims of namespaces; never an empty map.
+    pub domains: std::collections::BTreeMap<CustomDomain, std::collections::BTreeMap<Namespace, Claim>>,
+    pub domain_secret: Option<Secret>,
     pub stopped: std::collections::BTreeMap<InstanceId, Stopped>,
     pub pins: std::collections::BTreeMap<InstanceId, Pin>,
     pub records: std::collections::BTreeMap<(Namespace, u64), Record>,
@@ -241,6 +250,14 @@ impl Memory {
             Change::AcmeCertificate(key, value) => set(&mut self.acme.certificates, key, value),
             Change::Quota(key, value) => set(&mut self.quotas, key, value),
             Change::Upstream(key, value) => set(&mut self.upstreams, key, value),
+            Change::Domain(name, namespace, value) => {
+                let claims = self.domains.entry(name.clone()).or_default();
+                set(claims, namespace, value);
+                if claims.is_empty() {
+                    self.domains.remove(&name);
+                }
+            }
+            Change::DomainSecret(value) => self.domain_secret = value,
             Change::Stopped(key, value) => set(&mut self.stopped, key, value),
             Change::Pin(key, value) => set(&mut self.pins, key, value),
             Change::Record(namespace, at, value) => set(&mut self.records, (namespace, at), value),

@@ -25,6 +25,8 @@ pub fn encode(change: &Change) -> Write {
         Change::AcmeCertificate(id, value) => (format!("acme-certificate/{id}"), json(value)),
         Change::Quota(namespace, value) => (format!("quota/{namespace}"), json(value)),
         Change::Upstream(namespace, value) => (format!("upstream/{namespace}"), json(value)),
+        Change::Domain(name, namespace, value) => (format!("domain/{name}/{namespace}"), json(value)),
+        Change::DomainSecret(value) => ("secret/domains".to_owned(), json(value)),
         Change::Stopped(id, value) => (format!("stopped/{id}"), json(value)),
         Change::Pin(id, value) => (format!("pin/{id}"), json(value)),
         Change::Record(namespace, at, value) => (format!("deploy/{namespace}/{at:020}"), json(value)),
@@ -54,6 +56,11 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "acme-certificate" => Change::AcmeCertificate(name.to_owned(), json(key, value)?),
         "quota" => Change::Quota(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "upstream" => Change::Upstream(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "domain" => {
+            let (name, namespace) = name.split_once('/').ok_or_else(unknown)?;
+            Change::Domain(name.parse().map_err(|_| unknown())?, namespace.parse().map_err(|_| unknown())?, json(key, value)?)
+        }
+        "secret" if name == "domains" => Change::DomainSecret(json(key, value)?),
         "stopped" => Change::Stopped(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "pin" => Change::Pin(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "deploy" => {
@@ -68,7 +75,12 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
 mod tests {
     use super::*;
     use crate::{
-        spec::{access::Repository, address::Lease, name::FlakeUri},
+        spec::{
+            access::Repository,
+            address::Lease,
+            domain::{Claim, Origin, Stage},
+            name::FlakeUri,
+        },
         state::{Ask, Invite, Pin, Record, Secret, Stopped, Upstream},
     };
 
@@ -107,6 +119,10 @@ mod tests {
             host_key: None,
         };
         assert!(!format!("{upstream:?}").contains("s3cret"), "a secret is not printed");
+        let claim = Claim {
+            stage: Stage::Held { since: 7, failing: Some(8) },
+            ..Claim::new("web".parse().expect("valid"), Origin::Flake, 7)
+        };
         let table = [
             Change::Upstream(namespace.clone(), Some(upstream)),
             Change::Invite("k7".into(), Some(invite)),
@@ -118,6 +134,8 @@ mod tests {
                 Some(Pin { by: Some(crate::spec::access::fingerprint(b"key")), at: 7, held: true, refused: Vec::new() }),
             ),
             Change::Record(namespace.clone(), 42, Some(record())),
+            Change::Domain("www.example.com".parse().expect("valid"), namespace.clone(), Some(claim)),
+            Change::DomainSecret(Some(Secret("s3cret".into()))),
         ];
         for change in table {
             let (key, value) = encode(&change);
@@ -139,6 +157,10 @@ mod tests {
             "deploy/s-aaaaaaaaaaaa/x",
             "stopped/x",
             "zone/x",
+            "domain/www.example.com",
+            "domain/WWW.example.com/s-aaaaaaaaaaaa",
+            "domain/www.example.com/x",
+            "secret/x",
             "want/S-AAAAAAAAAAAA",
         ] {
             assert!(matches!(decode(key, b"{}"), Err(StateError::Key(given)) if given == key), "{key}");

@@ -4,7 +4,9 @@
 
 mod client;
 mod clients;
+mod domains;
 mod https;
+mod outside;
 mod protocol;
 mod refused;
 mod tenants;

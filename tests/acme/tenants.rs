@@ -1,16 +1,16 @@
 //! Namespaces with instances that the agent remembers from an earlier life.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use seed::{
     spec::{
-        access::fingerprint,
+        access::{Repository, fingerprint},
         address::Lease,
         desired::Deployment,
         instance::{Instance, Rollout, Size},
         name::{FlakeUri, InstanceId, StorePath},
     },
-    state::Memory,
+    state::{Memory, Plant},
 };
 use serde_json::json;
 
@@ -18,7 +18,12 @@ use serde_json::json;
 pub fn memory(all: impl IntoIterator<Item = (String, Vec<String>)>) -> (Memory, Vec<InstanceId>) {
     let (mut memory, mut ids) = (Memory::default(), Vec::new());
     for (repository, names) in all {
-        let namespace = format!("silo:{repository}").parse::<FlakeUri>().unwrap().namespace();
+        let (uri, by): (FlakeUri, _) = (format!("silo:{repository}").parse().unwrap(), fingerprint(b"ann"));
+        let namespace = uri.namespace();
+        let owned = Repository::new(repository.parse().unwrap(), by.clone(), 0);
+        memory.repos.insert(owned.name.clone(), owned);
+        let plant = Plant { hash: uri.hash(), uri, namespace: namespace.clone(), by, at: 0 };
+        memory.plants.insert(namespace.clone(), plant);
         let mut instances = BTreeMap::new();
         for name in names {
             let id = InstanceId { namespace: namespace.clone(), name: name.parse().unwrap() };
@@ -54,5 +59,6 @@ fn instance(repository: &str) -> Instance {
         acme: true,
         shoot: false,
         tpm: false,
+        domains: BTreeSet::new(),
     }
 }

@@ -32,7 +32,7 @@ use seed::{
 use serde_json::json;
 use tokio::{runtime::Runtime, sync::mpsc};
 
-use crate::tenants;
+use crate::{outside::Dns, tenants};
 
 /// Nothing is built here.
 #[derive(Clone)]
@@ -86,6 +86,9 @@ pub struct World {
     secret: bool,
     ca_port: u16,
     roots_port: u16,
+    /// The DNS of the world; and whether the CA asks there, and not Seed itself.
+    pub outside: Dns,
+    pub ask_outside: bool,
     /// Of a hundred good nonces.
     rejects: u32,
     /// Whether the CA knows its customers by a key.
@@ -175,6 +178,8 @@ impl World {
             state: MemoryState::with(memory),
             port: acme.local_addr().unwrap().port(),
             acme,
+            outside: Dns::new(dns_udp.local_addr().unwrap()),
+            ask_outside: false,
             dns_tcp,
             dns_udp,
             ssh: free(),
@@ -218,8 +223,13 @@ impl World {
 
     /// A tenant's instance is no longer wanted; seen by the next agent.
     pub fn forget(&mut self, tenant: &str) {
+        self.remember(|memory| drop(memory.wants.remove(&instance(tenant).namespace)));
+    }
+
+    /// The agent is killed, and its next life remembers something else.
+    pub fn remember(&mut self, change: impl FnOnce(&mut Memory)) {
         let mut memory = self.state.memory();
-        memory.wants.remove(&instance(tenant).namespace);
+        change(&mut memory);
         self.state = MemoryState::with(memory);
         self.kill_agent();
         self.start_agent();
@@ -257,7 +267,7 @@ impl World {
         pebble
             .args(["-strict", "-config"])
             .arg(self.path("pebble.json"))
-            .args(["-dnsserver", &self.dns_udp.local_addr().unwrap().to_string()])
+            .args(["-dnsserver", &if self.ask_outside { self.outside.at } else { self.dns() }.to_string()])
             // It validates, at once.
             .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_VA_ALWAYS_VALID", "0")])
             .env("PEBBLE_WFE_NONCEREJECT", self.rejects.to_string())
@@ -312,7 +322,7 @@ impl World {
         std::fs::read_to_string(self.path("pebble.log")).unwrap_or_default().matches(text).count()
     }
 
-    fn bus_address(&self) -> String {
+    pub fn bus_address(&self) -> String {
         format!("unix:path={}", self.path("bus").display())
     }
 
@@ -393,7 +403,7 @@ impl World {
                 gateways: vec![],
                 inside: vec![],
             },
-            upstream: vec![],
+            upstream: vec![self.outside.at],
             rate: 0,
             zone_key: None,
             secondaries: vec![],

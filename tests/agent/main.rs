@@ -8,6 +8,7 @@ mod world;
 mod access;
 mod deploy;
 mod desk;
+mod domain;
 mod enter;
 mod history;
 mod remote;

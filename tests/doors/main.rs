@@ -7,6 +7,7 @@ mod crowd;
 mod dns;
 mod dns_clients;
 mod dns_servers;
+mod domain;
 mod guests;
 mod history;
 mod hook;

@@ -27,6 +27,7 @@ pub fn status() -> Status {
         failed_units: vec![],
         stopped_by: String::new(),
         pinned_by: String::new(),
+        domains: Vec::new(),
         restart_pending: false,
     };
     let namespace = NamespaceStatus {

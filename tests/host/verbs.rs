@@ -14,6 +14,13 @@ fn a_bad_deploy_is_gone_back_from_and_what_is_stopped_stays_off() {
     assert!(planted.contains("nothing to set up") && planted.contains("webhook  none needed"), "{planted}");
     let unit = format!("seed-vm@{namespace}-web.service");
 
+    // A name of one's own: the agent has the doors look, which find nobody to ask in this network.
+    let claimed = ann.shell(&["domain", "add", "web", "www.example.com"]).ok();
+    assert!(claimed.contains("not proven") && claimed.contains(&format!("CNAME web.{namespace}.seed.example.")), "{claimed}");
+    machine.wait("a look at the name", Duration::from_secs(60), || {
+        ann.shell(&["domain", "list"]).ok().contains("the DNS could not be asked").then_some(())
+    });
+
     // A version that boots and does not work.
     ann.edit("busybox httpd -f -p 80 -h /srv/www", "busybox false");
     ann.push(&[]).ok();

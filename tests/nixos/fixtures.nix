@@ -42,6 +42,10 @@ in
         mountPoint = "/tmp/cache";
       };
     };
+    domains = [
+      "www.example.com"
+      "xn--mnchen-3ya.example"
+    ];
     shoot = true;
     tpm = false;
   };

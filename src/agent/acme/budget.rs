@@ -141,6 +141,7 @@ mod tests {
             holder: Holder::Instance(instance.clone()),
             names,
             replaces: None,
+            aliases: std::collections::BTreeMap::new(),
             at: begun,
             expires: begun,
             begun: Some(begun),

@@ -27,8 +27,12 @@ const CERTIFICATE_KEPT: u64 = 30 * 24 * 3600;
 pub struct Case<'a> {
     pub ledger: &'a Ledger,
     pub instance: &'a InstanceId,
-    /// The names that it may have.
+    /// The names of this host's zone that it may have.
     pub names: BTreeSet<String>,
+    /// Names of its own that are proven, and where in the zone the CA finds the proof for each.
+    pub aliases: BTreeMap<String, String>,
+    /// Names of its own that are not proven, and what there is to say of each.
+    pub unproven: BTreeMap<String, String>,
     pub limits: Limits,
     pub now: u64,
     /// An id that nothing has yet.
@@ -139,6 +143,7 @@ impl Case<'_> {
             account: account.id.clone(),
             holder: Holder::Instance(self.instance.clone()),
             replaces: replaces.filter(known),
+            aliases: self.aliases.iter().filter(|(name, _)| names.contains(*name)).map(|(a, b)| (a.clone(), b.clone())).collect(),
             names,
             at: self.now,
             expires: self.now + ORDER_LIFE,
@@ -155,11 +160,15 @@ impl Case<'_> {
         if names.is_empty() {
             return Err(Problem::new(400, "malformed", "the order has no identifiers"));
         }
-        let own = self.names.iter().cloned().collect::<Vec<_>>().join(", ");
+        let own = self.names.iter().chain(self.aliases.keys()).cloned().collect::<Vec<_>>().join(", ");
         let refused: Vec<(String, Problem)> = names
-            .difference(&self.names)
+            .iter()
+            .filter(|name| !self.names.contains(*name) && !self.aliases.contains_key(*name))
             .map(|name| {
-                let detail = format!("{name} is not this instance's: it may have {own}");
+                let detail = match self.unproven.get(name) {
+                    Some(saw) => format!("{name} is not proven to be this instance's: {saw}; `domain list` says what to set"),
+                    None => format!("{name} is not this instance's: it may have {own}"),
+                };
                 (name.clone(), Problem::new(403, "rejectedIdentifier", detail))
             })
             .collect();

@@ -79,6 +79,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             ledger: &self.memory.acme,
             instance: &instance,
             names: names_of(&instance, &self.shared.settings.layout.domain),
+            aliases: self.proven_domains(&instance),
+            unproven: self.domains_of(&instance).into_iter().map(|domain| (domain.name, unproven(domain.detail))).collect(),
             limits: self.shared.settings.acme,
             now: now(),
             id,
@@ -123,11 +125,14 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         Ok(Reply::Nothing)
     }
 
-    /// Whether an order is still for something: its instance is wanted, or its names are this host's.
+    /// Whether an order is still for something: its instance is wanted and has its names, or they are this host's.
     fn is_still_for(&self, order: &Order) -> bool {
         match &order.holder {
             Holder::Host => order.names == names_of_host(&self.shared.settings.layout.domain),
-            Holder::Instance(id) => self.is_wanted(id),
+            Holder::Instance(id) => {
+                let (own, proven) = (names_of(id, &self.shared.settings.layout.domain), self.proven_domains(id));
+                self.is_wanted(id) && order.names.iter().all(|name| own.contains(name) || proven.contains_key(name))
+            }
         }
     }
 
@@ -160,12 +165,17 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     }
 }
 
+/// What the last look saw of a name that is not proven.
+fn unproven(saw: String) -> String {
+    if saw.is_empty() { "its DNS was not looked at yet".to_owned() } else { saw }
+}
+
 fn unreadable(error: serde_json::Error) -> Refusal {
     Refusal::Invalid(format!("this cannot be read ({error}): the agent and the doors are of different versions"))
 }
 
 /// 104 bits that nobody guesses, as text that can stand in an address.
-fn new_id() -> std::io::Result<String> {
+pub(super) fn new_id() -> std::io::Result<String> {
     use std::io::Read;
     let mut bytes = [0u8; 13];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;

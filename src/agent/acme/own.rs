@@ -62,6 +62,7 @@ pub fn answer(
         account: String::new(),
         holder: Holder::Host,
         names: names.clone(),
+        aliases: BTreeMap::new(),
         replaces: own.certificate.as_ref().map(|known| known.ari.clone()).filter(|ari| !ari.is_empty()),
         at: now,
         expires: now,

@@ -33,8 +33,10 @@ pub fn apply(ledger: &Ledger, report: Report, wanted: impl Fn(&Order) -> bool, n
             let of = name.strip_prefix("_acme-challenge.").filter(|of| order.names.contains(*of));
             let of = of.ok_or_else(|| format!("{name} is not what order {} is about", order.id))?;
             if !wanted(&order) {
-                return Err(format!("{of} is no longer the name of an instance, or of this host"));
+                return Err(format!("{of} is no longer the name of what it was ordered for"));
             }
+            // A CA is led there by a CNAME that the tenant has set.
+            let name = order.aliases.get(of).cloned().unwrap_or_else(|| name.clone());
             // What a CA looks for is a SHA-256 in base64url.
             if value.len() != 43 || !value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
                 return Err(format!("{value:?} is no answer to a challenge"));

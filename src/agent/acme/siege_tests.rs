@@ -53,7 +53,16 @@ impl Siege {
     fn ask(&mut self, from: &InstanceId, question: Question) -> Result<Told, Problem> {
         self.ids += 1;
         let (ledger, limits, id) = (&self.memory.acme, Limits::default(), format!("id{}", self.ids));
-        let case = Case { ledger, instance: from, names: names(from), limits, now: self.now, id };
+        let case = Case {
+            ledger,
+            instance: from,
+            names: names(from),
+            aliases: BTreeMap::new(),
+            unproven: BTreeMap::new(),
+            limits,
+            now: self.now,
+            id,
+        };
         let (told, batch) = case.answer(question)?;
         batch.into_iter().for_each(|change| self.memory.apply(change));
         Ok(told)

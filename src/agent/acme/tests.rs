@@ -20,11 +20,18 @@ struct Book {
     instance: InstanceId,
     now: u64,
     ids: u32,
+    aliases: BTreeMap<String, String>,
 }
 
 impl Book {
     fn new() -> Self {
-        Self { memory: Memory::default(), instance: "s-aaaaaaaaaaaa/web".parse().unwrap(), now: 1_800_000_000, ids: 0 }
+        Self {
+            memory: Memory::default(),
+            instance: "s-aaaaaaaaaaaa/web".parse().unwrap(),
+            now: 1_800_000_000,
+            ids: 0,
+            aliases: BTreeMap::new(),
+        }
     }
     fn ledger(&self) -> &Ledger {
         &self.memory.acme
@@ -38,6 +45,8 @@ impl Book {
             ledger: &self.memory.acme,
             instance: &self.instance,
             names: self.names(),
+            aliases: self.aliases.clone(),
+            unproven: BTreeMap::new(),
             limits: Limits::default(),
             now: self.now,
             id: format!("id{}", self.ids),

@@ -4,6 +4,7 @@
 mod access;
 mod acme;
 mod callers;
+mod domain;
 mod github;
 mod guest;
 mod history;
@@ -16,7 +17,10 @@ use std::{
 use zbus::{fdo, message::Header, object_server::SignalEmitter};
 
 pub use self::callers::Trust;
-use self::{access::AccessFace, acme::AcmeFace, callers::Callers, github::GitHubFace, guest::GuestFace, history::HistoryFace};
+use self::{
+    access::AccessFace, acme::AcmeFace, callers::Callers, domain::DomainFace, github::GitHubFace, guest::GuestFace,
+    history::HistoryFace,
+};
 use super::{
     Handle,
     request::{Reply, Request},
@@ -310,11 +314,13 @@ pub async fn serve_on(bus: zbus::connection::Builder<'_>, face: Face) -> zbus::R
     let guest = GuestFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let access = AccessFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let acme = AcmeFace { handle: face.handle.clone(), callers: face.callers.clone() };
+    let domains = DomainFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let github = GitHubFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let history = HistoryFace { handle: face.handle.clone(), callers: face.callers.clone() };
     let bus = bus.serve_at(PATH, face).serve_at(PATH, guest).serve_at(PATH, history).serve_at(PATH, access);
-    let bus = bus.serve_at(PATH, github).serve_at(PATH, acme);
+    let bus = bus.serve_at(PATH, github).serve_at(PATH, acme).serve_at(PATH, domains);
     let connection = bus.name(NAME).build().await?;
+    tokio::spawn(domain::announce(connection.clone(), handle.clone()));
     tokio::spawn(announce(connection.clone(), handle));
     Ok(connection)
 }

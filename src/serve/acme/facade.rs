@@ -280,6 +280,8 @@ impl Facade {
         let question =
             Question::NewOrder { account, names: asked.names()?, replaces: asked.replaces.filter(|ari| ari.len() < 200) };
         let Told::Order(order) = self.ask(call.client, &question).await? else { return Err(bug()) };
+        // Said now rather than after the CA was asked in vain.
+        self.need_issuer()?.led_here(&order).await?;
         Ok(order_object(call, StatusCode::CREATED, &order))
     }
 

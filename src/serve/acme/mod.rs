@@ -3,6 +3,7 @@
 //! DNS. The guest's key never leaves the guest: its CSR is passed on as it is.
 
 mod account;
+mod alias;
 mod csr;
 mod facade;
 #[cfg(any(test, feature = "fuzz"))]

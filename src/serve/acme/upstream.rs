@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Ca, account, csr};
+use super::{Ca, account, alias, csr};
 use crate::{
     bus::{
         Refusal,
@@ -141,6 +141,11 @@ impl Issuer {
         &self.ca.account
     }
 
+    /// Refuses an order for names of which the CA would find no proof here.
+    pub async fn led_here(&self, order: &Order) -> Result<(), Problem> {
+        alias::led_here(&self.names, order).await
+    }
+
     /// For how many more seconds the CA wants to be left alone.
     pub fn quiet(&self) -> Option<u64> {
         let until = *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
@@ -261,6 +266,7 @@ impl Issuer {
 
     /// Makes an order at the CA, and remembers it before anything else is done with it.
     async fn begin(&self, ca: &Account, order: &mut Order) -> Result<instant_acme::Order, Trouble> {
+        self.led_here(order).await.map_err(Trouble::Final)?;
         let names: Vec<Identifier> = order.names.iter().cloned().map(Identifier::Dns).collect();
         let replaces = order.replaces.as_deref().and_then(certificate_id);
         let plain = NewOrder::new(&names);
@@ -294,16 +300,18 @@ impl Issuer {
             if authorization.status != AuthorizationStatus::Pending {
                 continue;
             }
-            let name = match authorization.identifier().identifier {
-                Identifier::Dns(name) => format!("_acme-challenge.{name}"),
+            let of = match authorization.identifier().identifier {
+                Identifier::Dns(name) => name.clone(),
                 _ => return Err(Trouble::Final(Problem::new(500, "serverInternal", "the CA wants a proof of what is no name"))),
             };
             let Some(mut challenge) = authorization.challenge(ChallengeType::Dns01) else {
                 return Err(Trouble::Final(Problem::new(500, "serverInternal", "the CA does not offer dns-01")));
             };
             let value = challenge.key_authorization().dns_value();
-            self.report(&Report::Challenge { order: order.id.clone(), name: name.clone(), value: value.clone() }).await?;
-            self.visible(&name, &value).await?;
+            let name = format!("_acme-challenge.{of}");
+            let shown = order.aliases.get(&of).unwrap_or(&name).clone();
+            self.report(&Report::Challenge { order: order.id.clone(), name, value: value.clone() }).await?;
+            self.visible(&shown, &value).await?;
             match challenge.set_ready().await {
                 // An earlier life has said so already; how it went is seen of the order.
                 Err(Error::Api(problem)) if is(&problem, "malformed") => {}

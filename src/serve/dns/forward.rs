@@ -76,22 +76,31 @@ impl Resolvers {
 
     /// Asks the resolvers in turn, twice; over TCP what is too long for UDP.
     async fn ask(&self, asked: &Question<'_>, near: &Near) -> Option<Answer> {
-        for server in self.servers.iter().chain(&self.servers) {
-            let sent = words(asked);
-            let mut answer = timeout(PATIENCE, by_udp(*server, &sent, asked)).await;
-            if matches!(&answer, Ok(Ok(message)) if message.metadata.truncation) {
-                answer = timeout(PATIENCE, by_tcp(*server, &sent, asked)).await;
-            }
-            match answer {
-                Ok(Ok(message)) => match outside(message, near).to_vec().ok().and_then(Answer::new) {
+        for server in self.turns() {
+            match Self::exchange(server, asked).await {
+                Ok(message) => match outside(message, near).to_vec().ok().and_then(Answer::new) {
                     Some(answer) => return Some(answer),
                     None => tracing::debug!(%server, "a resolver's answer is broken"),
                 },
-                Ok(Err(error)) => tracing::debug!(%server, %error, "a resolver did not answer"),
-                Err(_) => tracing::debug!(%server, "a resolver did not answer in time"),
+                Err(error) => tracing::debug!(%server, %error, "a resolver did not answer"),
             }
         }
         None
+    }
+
+    /// Whom to ask, in order: each of them twice.
+    pub(super) fn turns(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.servers.iter().chain(&self.servers).copied()
+    }
+
+    /// Asks one resolver.
+    pub(super) async fn exchange(server: SocketAddr, asked: &Question<'_>) -> std::io::Result<Message> {
+        let sent = words(asked);
+        let mut answer = timeout(PATIENCE, by_udp(server, &sent, asked)).await;
+        if matches!(&answer, Ok(Ok(message)) if message.metadata.truncation) {
+            answer = timeout(PATIENCE, by_tcp(server, &sent, asked)).await;
+        }
+        answer.unwrap_or_else(|_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "a resolver did not answer in time")))
     }
 }
 

@@ -10,7 +10,7 @@ struct Verb {
     operator: bool,
 }
 
-const VERBS: [Verb; 25] = [
+const VERBS: [Verb; 26] = [
     Verb {
         name: "status",
         usage: "status [REPO] [--watch]",
@@ -144,6 +144,16 @@ const VERBS: [Verb; 25] = [
         operator: false,
     },
     Verb {
+        name: "domain",
+        usage: "domain add [REPO/]INSTANCE NAME | remove [REPO/]NAME | list [REPO]",
+        short: "names of your own, as www.example.com",
+        long: "add says which DNS record proves that a name is yours: a CNAME to the instance's name, or a TXT record. It is looked at at \
+               once, then less and less often until it is proven, and daily from then on; add again looks at once. A claim without a \
+               proof keeps nobody away. A name whose proof is gone is lost after 3 days, or after an hour if somebody else proves it. \
+               seed.domains in the flake claims names as well.",
+        operator: false,
+    },
+    Verb {
         name: "repo",
         usage: "repo list | visibility REPO public|private | rename REPO NAME | delete REPO REPO",
         short: "your repositories, who may read them, and their end",
@@ -267,6 +277,7 @@ pub(super) fn all(operator: bool) -> String {
     for verb in visible(operator) {
         let usage = match verb.name {
             "invite" => "invite new | list | revoke ID",
+            "domain" => "domain add | remove | list",
             "repo" => "repo list | visibility | rename | delete",
             "logs" => "logs [REPO/]INSTANCE [-f] [-n N] …",
             "remote" => "remote REPO [token | key | …]",

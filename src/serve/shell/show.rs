@@ -105,6 +105,7 @@ fn namespace_status(namespace: &NamespaceStatus, now: u64, look: Look) -> String
         rows.extend(namespace.instances.iter().map(|instance| instance_row(instance, now)));
         text.push_str(&table(&rows, "  ", look));
     }
+    text.push_str(&super::domain::table(namespace.instances.iter().flat_map(|instance| &instance.domains), now, look));
     if !namespace.retired.is_empty() {
         let volumes: Vec<String> = namespace.retired.iter().map(|volume| plain(volume)).collect();
         text.push_str(&format!("  no longer declared, kept: {}\n", volumes.join(", ")));
@@ -168,9 +169,7 @@ pub(super) fn planted(planted: &Planted) -> String {
     let suffix = plain(&planted.suffix);
     let mut text = format!("{} is planted as {}\n", plain(&planted.flake), planted.namespace);
     text.push_str(&format!("  names    INSTANCE.{suffix} for each instance, from its first boot on\n"));
-    text.push_str(&format!(
-        "  DNS      nothing to set up; for a name of your own, point it there: www.example.org. CNAME INSTANCE.{suffix}.\n"
-    ));
+    text.push_str("  DNS      nothing to set up; for a name of your own: domain add INSTANCE www.example.org\n");
     if planted.flake.starts_with("silo:") {
         text.push_str("  webhook  none needed: each push here deploys\n");
     }
@@ -270,6 +269,7 @@ mod tests {
             failed_units: vec![],
             stopped_by: String::new(),
             pinned_by: String::new(),
+            domains: Vec::new(),
             restart_pending: name == "api",
         };
         Status {

@@ -23,6 +23,7 @@ let
     given:
     "seed.storage.data.mountPoint: \"${given}\" is no absolute path of letters, digits and . _ - + @ without '.', '..' or doubled slashes: write one, as /seed/storage/data";
   label = "write lower-case letters, digits and hyphens, with no hyphen at either end (as in my-app)";
+  domain = "write labels of lower-case letters, digits and hyphens with dots between them, as in www.example.com";
 in
 {
   "nothing is wrong with nothing" = said { } [ ];
@@ -44,6 +45,46 @@ in
 
   # --- size
   "an unknown size" = said { size = "xxl"; } [ "seed.size: \"xxl\" is no size: write one of xs, s, m, l, xl" ];
+
+  # --- names of one's own
+  "names of one's own" = said {
+    domains = [
+      "www.example.com"
+      "example.com"
+      "xn--mnchen-3ya.example"
+    ];
+  } [ ];
+  "what is no name of anybody's" =
+    said
+      {
+        domains = [
+          "münchen.example"
+          "192.0.2.1"
+          "2001:db8::1"
+          ""
+          "*.example.com"
+          "www.example.com."
+          "localhost"
+          "WWW.example.com"
+          "a..b"
+          "-a.example.com"
+          "a.example.com"
+          "a.example.com"
+        ];
+      }
+      [
+        "seed.domains: \"münchen.example\" has letters that DNS has not: write it in punycode, as in xn--mnchen-3ya.example"
+        "seed.domains: \"192.0.2.1\" is an address or nothing: write a name, as in www.example.com"
+        "seed.domains: \"2001:db8::1\" is an address or nothing: write a name, as in www.example.com"
+        "seed.domains: \"\" is an address or nothing: write a name, as in www.example.com"
+        "seed.domains: \"*.example.com\" is a wildcard: write each name that there is to be"
+        "seed.domains: \"www.example.com.\" ends with a dot: write it without"
+        "seed.domains: \"localhost\" has one label only: write the whole name, as in www.example.com"
+        "seed.domains: \"WWW.example.com\" is no name in the DNS: ${domain}"
+        "seed.domains: \"a..b\" is no name in the DNS: ${domain}"
+        "seed.domains: \"-a.example.com\" is no name in the DNS: ${domain}"
+        "seed.domains: \"a.example.com\" stands there twice: remove one of the two"
+      ];
 
   # --- ports
   "port 0" = said { expose.game.port = 0; } [ "seed.expose.game.port: 0 is no port: write a number from 1 to 65535" ];

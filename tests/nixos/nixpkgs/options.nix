@@ -31,6 +31,7 @@ in
       "seed.connect"
       "seed.connect.<name>.port"
       "seed.connect.<name>.service"
+      "seed.domains"
       "seed.expose"
       "seed.expose.<name>.enable"
       "seed.expose.<name>.port"
