@@ -60,7 +60,7 @@ tools: # What building needs of a fresh Debian; installs what is missing
 	@.ci/tools
 
 # strace counts syncs, and kills at each of them; a CA to test with, and the clients that tenants have; DNS servers and clients of others.
-TEST_TOOLS := strace pebble lego certbot caddy openssl curl dig:bind9-dnsutils delv:bind9-dnsutils kdig:knot-dnsutils knotd:knot unbound
+TEST_TOOLS := strace pebble lego certbot caddy openssl curl haproxy dig:bind9-dnsutils delv:bind9-dnsutils kdig:knot-dnsutils knotd:knot unbound
 
 # libFuzzer is C++.
 .PHONY: fuzz-tools

@@ -105,7 +105,7 @@ fn store_path(name: &str) -> StorePath {
 }
 
 fn instance(tpm: bool) -> Instance {
-    let port = Port { port: 80, protocol: Protocol::Http };
+    let port = Port::new(80, Protocol::Http);
     Instance {
         toplevel: store_path("web"),
         kernel_params: "quiet".into(),

@@ -174,7 +174,8 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     let (vmm, why) = choice.map_err(|why| anyhow::anyhow!("no hypervisor can be used: {why}"))?;
     tracing::info!(hypervisor = why, "chosen");
     let authority = Authority::load_or_make(&config.guest_ca()).context("no guest could be entered")?;
-    let layout = Layout { guest_ca: authority.public(), ..config.layout(vmm, found.tools.clone()) };
+    let ingress = config.ingress.enable.then(|| user("seed-ingress", "ingress cannot be opened"));
+    let layout = Layout { guest_ca: authority.public(), ingress, ..config.layout(vmm, found.tools.clone()) };
     let machine = Machine::new(layout.clone()).await.context("could not reach the machine")?;
     machine.prepare().await.context("could not prepare the machine")?;
     build::nix::say_version(&found.nix).await;
@@ -240,11 +241,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         authority,
     };
     let (agent, handle) = Agent::new(machine, state, builder, settings).await.context("could not read the state")?;
-    let door = nix::unistd::User::from_name("seed").ok().flatten();
-    if door.is_none() {
-        tracing::error!("there is no user seed: the doors cannot be opened; systemd-sysusers makes it from sysusers.d/seed.conf");
-    }
-    let trust = Trust::Users { door: door.map_or(u32::MAX, |user| user.uid.as_raw()) };
+    let trust = Trust::Users { door: user("seed", "doors cannot be opened") };
     let face = Face::new(handle.clone(), trust, why, config.domain.to_string());
     let mut running = tokio::spawn(agent.run());
     let _bus = agent::bus::serve(face).await.context("could not take the name farm.loom.Seed1 on the system bus")?;
@@ -262,6 +259,15 @@ async fn agent(config: Config) -> anyhow::Result<()> {
     }
     handle.quit().await;
     running.await.context("the agent died")
+}
+
+/// The number of a user that units run as; nobody's, if there is none.
+fn user(name: &str, without: &str) -> u32 {
+    let user = nix::unistd::User::from_name(name).ok().flatten();
+    if user.is_none() {
+        tracing::error!("there is no user {name}: the {without}; systemd-sysusers makes it from sysusers.d/seed.conf");
+    }
+    user.map_or(u32::MAX, |user| user.uid.as_raw())
 }
 
 /// What the zone above is to have of this host's.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use seed::{
     host::sim::{Boot, Sim},
     plan::{Step, UnitState, plan},
-    render::{Layout, Target, Tools, Vmm, target, vm_unit},
+    render::{Layout, Target, Tools, Vmm, ingress::Map, target, vm_unit},
     spec::{
         address::{Addressing, Lease},
         desired::{Desired, Wanted},
@@ -44,6 +44,7 @@ fn layout() -> Layout {
         guest_ca: String::new(),
         log_max: Bytes(64 << 20),
         public: Vec::new(),
+        ingress: None,
     }
 }
 
@@ -66,7 +67,7 @@ fn instance() -> impl Strategy<Value = Instance> {
         let volumes = data.into_iter().chain(wal);
         let volume =
             |(name, size): (&str, Bytes)| (name.parse().unwrap(), Volume { size, mount_point: format!("/seed/storage/{name}") });
-        let port = port.map(|port| ("http".parse().unwrap(), Port { port, protocol: Protocol::Http }));
+        let port = port.map(|port| ("http".parse().unwrap(), Port::new(port, Protocol::Http)));
         let toplevel = store_path(&format!("system-{version}"));
         Instance {
             closure: vec![toplevel.clone()],
@@ -248,6 +249,49 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn names_lead_to_what_is_ready_whatever_was_cut_short(
+        passes in prop::collection::vec((desired(), 0..30usize, prop::collection::vec(event(), 0..3)), 1..5),
+        restarts in prop::collection::vec(any::<bool>(), 5),
+        last in desired(),
+        boot in prop_oneof![Just(Boot::AtOnce), Just(Boot::AtTick), Just(Boot::Hangs)],
+    ) {
+        let (layout, sim) = (Layout { ingress: Some(1), ..layout() }, Sim::new());
+        sim.boot(boot);
+        for ((desired, most, events), restart) in passes.into_iter().zip(restarts) {
+            carry_out(&sim, &target(&desired, &layout), most);
+            events.iter().for_each(|event| happen(&sim, event));
+            if restart {
+                sim.kill_ingress();
+                sim.start_ingress();
+            }
+        }
+        let last = target(&last, &layout);
+        for _ in 0..3 {
+            carry_out(&sim, &last, ALL);
+            sim.tick();
+        }
+        carry_out(&sim, &last, ALL);
+        assert_converged(&sim, &last);
+        let seen = sim.look();
+        let ready = |id: &InstanceId| seen.instances[id].vm == UnitState::Active;
+        let names: Vec<String> = last.instances.keys().filter(|id| {
+            last.ingress.as_ref().unwrap().entrances.contains_key(*id) && ready(id)
+        }).map(|id| format!("{}.{}.seed.example plain/{}/", id.name, id.namespace, last.instances[id].address.v4)).collect();
+        let text = &seen.ingress.files[&layout.run.join("ingress/http.map")];
+        prop_assert_eq!(text.lines().count(), names.len());
+        prop_assert!(names.iter().all(|name| text.contains(name)), "{text}");
+        if let Some(running) = &seen.ingress.running {
+            let mut lines: Vec<String> = running.maps[&Map::Http].iter().map(|(name, value)| format!("{name} {value}\n")).collect();
+            lines.sort();
+            prop_assert_eq!(&lines.concat(), text);
+        }
+    }
+}
+
 fn one(id: &str, change: impl FnOnce(&mut Instance)) -> Desired {
     let mut instance = Instance {
         toplevel: store_path("system"),
@@ -332,7 +376,7 @@ fn a_change_of_the_firewall_alone_touches_no_instance() {
     let (layout, sim) = (layout(), Sim::new());
     carry_out(&sim, &target(&one(WEB, |_| ()), &layout), ALL);
     let exposed = one(WEB, |instance| {
-        instance.ports = BTreeMap::from([("http".parse().unwrap(), Port { port: 80, protocol: Protocol::Http })]);
+        instance.ports = BTreeMap::from([("http".parse().unwrap(), Port::new(80, Protocol::Http))]);
     });
     assert_eq!(lines(&target(&exposed, &layout), &sim), ["apply the firewall"]);
 }

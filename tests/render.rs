@@ -71,6 +71,7 @@ fn layout(vmm: &str) -> Layout {
         public: [("203.0.113.7", "10.0.0.5"), ("2001:db8::7", "2001:db8::7")]
             .map(|(address, arrives)| PublicAddress { address: address.parse().unwrap(), arrives: arrives.parse().unwrap() })
             .into(),
+        ingress: None,
     }
 }
 

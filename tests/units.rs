@@ -34,7 +34,7 @@ fn values<'a>(text: &'a str, key: &str) -> Vec<&'a str> {
 
 #[test]
 fn the_processes_are_no_more_exposed_than_agreed() {
-    for (unit, most) in [("seed-agent.service", 4.0), ("seed-serve.service", 1.5)] {
+    for (unit, most) in [("seed-agent.service", 4.0), ("seed-serve.service", 1.5), ("seed-ingress.service", 1.5)] {
         let path = units().join(unit);
         let Some(output) = analyze(&["security", "--offline=yes", "--no-pager", path.to_str().expect("text")]) else { return };
         let line =
@@ -93,6 +93,18 @@ fn the_doors_get_every_socket_by_the_name_that_they_look_for() {
     let socket = read("seed-serve.socket");
     let also: Vec<&str> = values(&socket, "Also")[0].split(' ').collect();
     assert_eq!(also.len() + 1, given.len(), "enabling seed-serve.socket enables every socket");
+}
+
+#[test]
+fn the_ingress_gets_its_sockets_in_the_order_of_its_configuration_and_nobody_commands_it() {
+    let socket = read("seed-ingress.socket");
+    let expected = ["0.0.0.0:80", "[::]:80", "0.0.0.0:443", "[::]:443", "/run/seed/ingress/admin.sock"];
+    assert_eq!(values(&socket, "ListenStream"), expected);
+    assert_eq!((values(&socket, "SocketMode"), values(&socket, "SocketUser")), (vec!["0600"], vec![]));
+    let service = read("seed-ingress.service");
+    assert_eq!((values(&service, "User"), values(&service, "CapabilityBoundingSet")), (vec!["seed-ingress"], vec![""]));
+    assert_eq!((values(&service, "Restart"), values(&service, "StartLimitIntervalSec")), (vec!["always"], vec!["0"]));
+    assert!(values(&service, "BindsTo").is_empty() && values(&service, "PartOf").is_empty());
 }
 
 #[test]

@@ -28,10 +28,12 @@ let
   cfg = config.services.seed;
   state = cfg.settings.storage.directory;
   run = cfg.settings.paths.run;
+  ingress = cfg.settings.ingress.enable;
 
   texts = import ./unit-texts.nix {
     inherit lib state run;
     seed = lib.getExe' cfg.package "seed";
+    haproxy = lib.getExe' cfg.programs.haproxy "haproxy";
   };
 
   # Real files of their own names: systemd takes a link for an alias.
@@ -65,6 +67,18 @@ let
     if [ -f "$key" ] && [ ! -L "$key" ]; then mv "$key" "$key.made"; fi
     ln -sfn "$CREDENTIALS_DIRECTORY/host_ed25519" "$key"
   '';
+
+  behindIngress = door: {
+    wantedBy = [ "sockets.target" ];
+    socketConfig = lib.mkIf ingress {
+      ListenStream = [
+        ""
+        "${run}/doors/${door}.sock"
+      ];
+      SocketMode = "0660";
+      SocketGroup = "seed-ingress";
+    };
+  };
 
   # `ListenStream=` alone forgets what the unit file says.
   dnsListen =
@@ -113,8 +127,15 @@ in
         (toString cfg.settings.ssh.port)
       ];
     };
-    systemd.sockets.seed-serve-http.wantedBy = [ "sockets.target" ];
-    systemd.sockets.seed-serve-https.wantedBy = [ "sockets.target" ];
+    # With an ingress, its are ports 80 and 443; what is for the host itself comes from there.
+    systemd.sockets.seed-serve-http = behindIngress "http";
+    systemd.sockets.seed-serve-https = behindIngress "https";
+    systemd.sockets.seed-ingress = lib.mkIf ingress { wantedBy = [ "sockets.target" ]; };
+    # Restarted, not stopped and started: its sockets stay open.
+    systemd.services.seed-ingress = lib.mkIf ingress {
+      wantedBy = [ "multi-user.target" ];
+      stopIfChanged = false;
+    };
     systemd.sockets.seed-serve-dns-tcp = {
       wantedBy = [ "sockets.target" ];
       socketConfig = dnsListen "ListenStream";
@@ -146,6 +167,12 @@ in
       home = state;
     };
     users.groups.seed = { };
+    users.users.seed-ingress = {
+      isSystemUser = true;
+      group = "seed-ingress";
+      description = "Ingress of Seed";
+    };
+    users.groups.seed-ingress = { };
 
     services.dbus.packages = [ policy ];
 

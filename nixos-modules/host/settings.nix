@@ -77,6 +77,7 @@ in
         per_week = cfg.acme.perWeek;
         per_namespace_week = cfg.acme.perNamespaceWeek;
       };
+      ingress.enable = mkDefault cfg.ingress.enable;
       paths = mapAttrs (_: mkDefault) {
         run = "/run/seed";
         seed = "${programs}/seed";

@@ -4,6 +4,8 @@
   lib,
   # The program.
   seed,
+  # The ingress's.
+  haproxy ? "/usr/sbin/haproxy",
   # The configuration's storage.directory and paths.run.
   state ? "/var/lib/seed",
   run ? "/run/seed",
@@ -17,16 +19,20 @@ let
   substitute = lib.replaceStrings
     [
       "/usr/bin/seed"
+      "/usr/sbin/haproxy"
       "StateDirectory=seed/repos seed/ssh seed/dns seed/acme\n"
       "StateDirectory=seed\n"
       "RuntimeDirectory=seed\n"
+      "/run/seed"
       "/var/lib/seed"
     ]
     [
       seed
+      haproxy
       "StateDirectory=${below "/var/lib/" state}/repos ${below "/var/lib/" state}/ssh ${below "/var/lib/" state}/dns ${below "/var/lib/" state}/acme\n"
       "StateDirectory=${below "/var/lib/" state}\n"
       "RuntimeDirectory=${below "/run/" run}\n"
+      run
       state
     ];
 in

@@ -7,7 +7,7 @@
   name,
   system ? "x86_64-linux",
   size ? "xs",
-  # Name to `{ enable, port, protocol }`; null where nothing was said.
+  # Name to `{ enable, port, protocol, proxyProtocol }`; null where nothing was said.
   expose ? { },
   # Name to `{ size, mountPoint, user, group, mode }`; all but `size` may be null.
   storage ? { },
@@ -101,6 +101,8 @@ let
       port = orKnown "port" null;
       protocol = orKnown "protocol" "tcp";
     }
+    # Left out where it is as ever, so that older hosts read what they know.
+    // (if given.proxyProtocol or false then { proxyProtocol = true; } else { })
   ) (listToAttrs (filter (one: one.value.enable or true) (pairs expose)));
 
   pairs =
@@ -123,7 +125,11 @@ let
 
   exposeProblems = each exposed (
     key:
-    { port, protocol }:
+    {
+      port,
+      protocol,
+      proxyProtocol ? false,
+    }:
     let
       option = "seed.expose.${key}";
       earlier = filter (other: other < key && exposed.${other}.port == port) (attrNames exposed);
@@ -141,6 +147,9 @@ let
         unless (isPort port) "${option}.port: ${toString port} is no port: write a number from 1 to 65535"
     )
     ++ unless (elem protocol protocols) "${option}.protocol: ${quoted protocol} is no protocol: write one of ${list protocols}"
+    ++ unless (
+      !proxyProtocol || protocol != "udp"
+    ) "${option}.proxyProtocol: is for ports with TCP, and this one has none: leave it out"
     ++ (
       if port != null && clashes != [ ] then
         [

@@ -52,6 +52,17 @@ let
             Seed: they turn on {option}`seed.acme`.
           '';
         };
+        proxyProtocol = mkOption {
+          type = types.bool;
+          default = false;
+          example = true;
+          description = ''
+            Whether the host's ingress says over each connection who is connected, in version 2 of the PROXY protocol, before anything
+            else. The server in the instance has to expect it (`listen 443 ssl proxy_protocol` in nginx); outside of its namespace only the
+            ingress reaches the port then, so nobody can claim to be somebody else. On a
+            host without ingress it does nothing. Changing it restarts the instance.
+          '';
+        };
       };
     }
   );

@@ -26,6 +26,8 @@ pub struct Lanes {
     again: bool,
     /// Steps of the host itself are being carried out.
     host_busy: bool,
+    /// They were while the machine was being looked at: what was seen of the host may be old.
+    host_stale: bool,
     busy: BTreeSet<InstanceId>,
     /// Instances that were worked on while the machine was being looked at: what was seen of them may be old.
     stale: BTreeSet<InstanceId>,
@@ -108,6 +110,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         self.lanes.looking = true;
         self.lanes.again = false;
         self.lanes.stale = self.lanes.busy.clone();
+        self.lanes.host_stale = self.lanes.host_busy;
         for waiter in &mut self.lanes.waiters {
             waiter.fresh = true;
         }
@@ -154,7 +157,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             self.lanes.settle(&id, &Ok(()));
         }
         lanes.retain(|id, _| !self.lanes.busy.contains(id) && !self.lanes.stale.contains(id) && !self.lanes.resting.contains(id));
-        let host_steps = if self.lanes.host_busy { Vec::new() } else { host_steps };
+        let host_steps = if self.lanes.host_busy || self.lanes.host_stale { Vec::new() } else { host_steps };
         if self.lanes.again {
             self.look();
         }
@@ -173,6 +176,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     pub(super) fn host_steps_done(&mut self, result: Result<(), HostError>) {
         self.lanes.host_busy = false;
+        self.lanes.host_stale = true;
         match result {
             Ok(()) => self.look(),
             Err(error) => {
@@ -242,14 +246,17 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 async fn carry_out<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, host_steps: Vec<Step>, lanes: BTreeMap<InstanceId, Vec<Step>>) {
     if !host_steps.is_empty() {
         let mut result = Ok(());
+        let mut routing = false;
         for step in &host_steps {
             tracing::info!(%step, "step");
+            routing = matches!(step, Step::Route { .. });
             result = shared.host.apply(step).await;
             if result.is_err() {
                 break;
             }
         }
-        let failed = result.is_err();
+        // Visitors that go astray for a while are no reason to start nothing.
+        let failed = result.is_err() && !routing;
         drop(shared.events.send(Event::HostSteps(result)).await);
         if failed {
             // Nothing is started behind a firewall that is not the right one.

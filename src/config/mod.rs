@@ -47,6 +47,7 @@ pub struct Config {
     pub logs: Logs,
     pub audit: Audit,
     pub acme: Acme,
+    pub ingress: Ingress,
     /// What each namespace may have unless it is given a quota of its own.
     pub quota: Quota,
     pub paths: Paths,
@@ -145,6 +146,13 @@ pub struct Audit {
     pub keep: Bytes,
 }
 
+/// What comes from outside to ports 80 and 443.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ingress {
+    /// Whether `seed-ingress.service` passes it to the instances by name.
+    pub enable: bool,
+}
+
 /// Where things are. A program that is `None` is looked for; see [`tools::find`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
@@ -234,6 +242,7 @@ impl Config {
             logs: Logs { max_per_instance: Bytes(64 << 20) },
             audit: Audit { keep: Bytes(1 << 30) },
             acme: Acme::default(),
+            ingress: Ingress::default(),
             quota: Quota::default(),
             paths: Paths {
                 run: PathBuf::from("/run/seed"),
@@ -270,6 +279,7 @@ impl Config {
             guest_ca: String::new(),
             log_max: self.logs.max_per_instance,
             public: self.public(),
+            ingress: None,
         }
     }
 
@@ -440,6 +450,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
         },
         audit: Audit { keep: reader.parsed("audit", "keep", base.audit.keep, |text| size(text, "128Mi", "1024Ti")) },
         acme: acme::read(reader),
+        ingress: Ingress { enable: reader.flag("ingress", "enable", base.ingress.enable) },
         quota: Quota {
             instances: reader.number("quota", "instances", base.quota.instances, 1..=1_000),
             vcpus: reader.number("quota", "vcpus", base.quota.vcpus, 1..=100_000),

@@ -41,7 +41,7 @@ fn every_problem_is_said_at_once_with_its_line_and_what_to_write() {
         "line 12: hypervisor.boot_timeout_secs = \"90\": must be a whole number from 5 to 3600",
         "line 14: ssh.port = 0: must be a whole number from 1 to 65535",
         "line 15: ssh.max_pack = \"1GB\": is no size: write a whole number and one of Ki, Mi, Gi, Ti, as in 500Mi or 1Gi",
-        "line 16: net: there is no such key or section: remove it, or write one of acme, audit, build, dns, github, hypervisor, logs, network, paths, quota, ssh, \
+        "line 16: net: there is no such key or section: remove it, or write one of acme, audit, build, dns, github, hypervisor, ingress, logs, network, paths, quota, ssh, \
          storage, domain",
     ];
     assert_eq!(problems(text), expected);

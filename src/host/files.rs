@@ -121,6 +121,17 @@ impl Files {
         Ok(())
     }
 
+    /// The texts of those of these files that are there.
+    pub fn texts(&mut self, paths: &[PathBuf]) -> Result<BTreeMap<PathBuf, String>, HostError> {
+        let mut texts = BTreeMap::new();
+        for path in paths {
+            if let Some(text) = self.text(path)? {
+                texts.insert(path.clone(), text);
+            }
+        }
+        Ok(texts)
+    }
+
     /// The instances that have a folder `<namespace>/<name>` below `top`.
     fn instances_below(&mut self, top: &Path) -> Result<Vec<InstanceId>, HostError> {
         let mut found = Vec::new();

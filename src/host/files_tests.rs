@@ -35,6 +35,7 @@ fn layout(dir: &Path) -> Layout {
         guest_ca: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
         log_max: Bytes(1 << 20),
         public: Vec::new(),
+        ingress: None,
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod files;
 pub mod hypervisor;
+pub mod ingress;
 pub mod journal;
 pub mod network;
 pub mod sim;
@@ -29,7 +30,7 @@ use tokio::sync::mpsc;
 use crate::{
     bus::LogLine,
     plan::{Observed, Step, UnitState},
-    render::{Layout, Limits, vm_unit},
+    render::{Layout, Limits, ingress::UNIT, vm_unit},
     spec::name::{InstanceId, Namespace},
 };
 use systemd::Systemd;
@@ -153,6 +154,9 @@ impl Machine {
         // Builds that outlived an agent which was killed: their deploys begin anew.
         let builds: Vec<String> = self.systemd.list(&["seed-build@*.service"]).await?.into_keys().collect();
         self.systemd.stop(&builds, Duration::from_secs(10)).await?;
+        if self.layout.ingress.is_some() {
+            ingress::prepare(&self.layout)?;
+        }
         network::prepare(&self.layout.addressing).await
     }
 
@@ -190,10 +194,20 @@ impl Machine {
             }
             observed.firewall = read_firewall(&firewall)?;
             observed.slices = read_slices(&slices)?;
+            if layout.ingress.is_some() {
+                observed.ingress.files = eyes.files.texts(&ingress::paths(&layout))?;
+            }
             Ok(observed)
         });
         let mut observed = looked.await?;
-        for (name, unit) in self.systemd.list(&["seed-*@*.service"]).await? {
+        for (name, unit) in self.systemd.list(&["seed-*@*.service", UNIT]).await? {
+            // It is not asked before it is up: whoever knocks at its socket starts it.
+            if name == UNIT && unit.state() == UnitState::Active && self.layout.ingress.is_some() {
+                match ingress::running(&self.layout).await {
+                    Ok(running) => observed.ingress.running = Some(running),
+                    Err(error) => tracing::warn!(%error, "HAProxy does not say what it has"),
+                }
+            }
             let Some(id) = files::instance_of_unit(&name) else { continue };
             let one = observed.instances.entry(id).or_default();
             match name.split_once('@').map(|(kind, _)| kind) {
@@ -279,6 +293,12 @@ impl Host for Machine {
                 files::write(&self.firewall(), text)
             }
             Step::LimitSlices(slices) => self.limit(slices).await,
+            Step::Route { files, reload, changes } => {
+                files.iter().try_for_each(ingress::write)?;
+                let Some(digest) = reload else { return ingress::change(&self.layout, changes).await };
+                self.systemd.signal(UNIT, "main", libc::SIGUSR2).await?;
+                ingress::reloaded(&self.layout, digest).await
+            }
             Step::Stop { id, units, kill } => {
                 files::clear_started(&self.layout, id)?;
                 if *kill {

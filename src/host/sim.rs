@@ -2,6 +2,9 @@
 //! It is stricter than a real one: a step that a real machine would carry out on something it should not (writing the units of what
 //! runs, a tap that another instance has) is an error here. It has no clock: boots end at once, or at [`Sim::tick`].
 
+mod guest;
+mod ingress;
+
 use std::{
     collections::BTreeMap,
     os::{fd::OwnedFd, unix::net::UnixStream},
@@ -11,6 +14,7 @@ use std::{
 
 use tokio::sync::{Notify, mpsc};
 
+use self::ingress::Ingress;
 use super::{
     Guest, Host, HostError, JournalQuery,
     usage::{Subject, Usage},
@@ -61,6 +65,7 @@ struct Machine {
     instances: BTreeMap<InstanceId, SimInstance>,
     firewall: Option<String>,
     slices: BTreeMap<String, Limits>,
+    ingress: Ingress,
     retired: Vec<(InstanceId, VolumeName, SimVolume)>,
     boot: Boot,
     boots: BTreeMap<InstanceId, Boot>,
@@ -177,7 +182,7 @@ impl Sim {
     /// The machine restarts: what is below /run is gone, and nothing runs.
     pub fn reboot(&self) {
         let mut machine = self.lock();
-        (machine.firewall, machine.slices) = (None, BTreeMap::new());
+        (machine.firewall, machine.slices, machine.ingress) = (None, BTreeMap::new(), Ingress::default());
         for instance in machine.instances.values_mut() {
             *instance = SimInstance { volumes: std::mem::take(&mut instance.volumes), ..SimInstance::default() };
         }
@@ -316,7 +321,12 @@ impl Host for Sim {
 impl Machine {
     fn observe(&self) -> Observed {
         let instances = self.instances.iter().filter_map(|(id, instance)| Some((id.clone(), instance.observe()?)));
-        Observed { instances: instances.collect(), firewall: self.firewall.clone(), slices: self.slices.clone() }
+        Observed {
+            instances: instances.collect(),
+            firewall: self.firewall.clone(),
+            slices: self.slices.clone(),
+            ingress: self.ingress.there.clone(),
+        }
     }
 
     fn boot_of(&mut self, id: &InstanceId) -> Boot {
@@ -341,6 +351,7 @@ impl Machine {
             match step {
                 Step::ApplyFirewall(text) => self.firewall = Some(text.clone()),
                 Step::LimitSlices(slices) => self.slices.clone_from(slices),
+                Step::Route { .. } => self.ingress.route(step)?,
                 _ => {}
             }
             return Ok(());
@@ -413,7 +424,7 @@ impl Machine {
                 instance.files.extend(files.iter().map(|file| (file.path.clone(), file.text.clone())));
                 instance.started = false;
             }
-            Step::ApplyFirewall(_) | Step::LimitSlices(_) => {}
+            Step::ApplyFirewall(_) | Step::LimitSlices(_) | Step::Route { .. } => {}
         }
         Ok(())
     }
@@ -450,25 +461,6 @@ impl SimInstance {
         self.result = result.to_owned();
         if matches!(state, UnitState::Inactive | UnitState::Failed) {
             self.running = None;
-        }
-    }
-
-    fn guest(&self, id: &InstanceId) -> Guest {
-        let (active, sub, status) = match self.vm {
-            UnitState::Inactive => ("inactive", "dead", ""),
-            UnitState::Activating => ("activating", "start", "booting: sysinit.target reached"),
-            UnitState::Active => ("active", "running", "running"),
-            UnitState::Deactivating => ("deactivating", "stop-sigterm", "running"),
-            UnitState::Failed => ("failed", "failed", ""),
-        };
-        Guest {
-            id: Some(id.clone()),
-            active_state: active.into(),
-            sub_state: sub.into(),
-            status_text: status.into(),
-            result: if self.result.is_empty() { "success".into() } else { self.result.clone() },
-            since: self.since,
-            restarts: self.restarts,
         }
     }
 }

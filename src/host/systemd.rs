@@ -281,9 +281,14 @@ impl Systemd {
 
     /// Kills every process of a unit; nothing, if it has none. Stop it right after, or systemd starts it again.
     pub async fn kill(&self, name: &str) -> Result<(), HostError> {
-        match self.manager.kill_unit(name, "all", libc::SIGKILL).await {
+        self.signal(name, "all", libc::SIGKILL).await
+    }
+
+    /// Sends a signal to `all` processes of a unit, or its `main` one; nothing, if it has none.
+    pub async fn signal(&self, name: &str, whom: &str, signal: i32) -> Result<(), HostError> {
+        match self.manager.kill_unit(name, whom, signal).await {
             Err(error) if is_no_such_unit(&error) || is_no_process(&error) => Ok(()),
-            done => done.map_err(failed("kill", name)),
+            done => done.map_err(failed("signal", name)),
         }
     }
 

@@ -4,11 +4,12 @@
 //! step is followed by another, from what is there then. A helper that fails at every start therefore makes the same plan every time:
 //! whoever carries plans out waits longer from one try to the next.
 
+mod ingress;
 pub mod observed;
 pub mod step;
 
-pub use observed::{Observed, ObservedInstance, Tap, UnitState};
-pub use step::Step;
+pub use observed::{Observed, ObservedIngress, ObservedInstance, RunningIngress, Tap, UnitState};
+pub use step::{MapChange, Step};
 
 use crate::{
     render::{InstanceTarget, Target, Unit, vm_unit},
@@ -18,7 +19,7 @@ use crate::{
 /// The steps from `observed` to `target`, in a total order.
 ///
 /// A step of the host stands before all others: the firewall is in force before anything that it protects starts, and what is to be
-/// removed loses its network a moment before it stops. Then come the steps of what is not wanted, then those of what is. Every one of
+/// removed loses its network a moment before it stops, as what is to be stopped loses its visitors. Then come the steps of what is not wanted, then those of what is. Every one of
 /// them names its instance; the steps of one instance must be made in order, the steps of different instances do not depend on each
 /// other. That presumes that no wanted instance has the lease of one that is still there: a lease is free when its instance is gone
 /// from what was observed.
@@ -31,6 +32,7 @@ pub fn plan(target: &Target, observed: &Observed) -> Vec<Step> {
     if observed.slices != target.slices {
         steps.push(Step::LimitSlices(target.slices.clone()));
     }
+    let host = steps.len();
     for (id, there) in &observed.instances {
         if !target.instances.contains_key(id) {
             remove(&mut steps, id, there);
@@ -39,6 +41,9 @@ pub fn plan(target: &Target, observed: &Observed) -> Vec<Step> {
     let nothing = ObservedInstance::default();
     for (id, wanted) in &target.instances {
         converge(&mut steps, id, wanted, observed.instances.get(id).unwrap_or(&nothing));
+    }
+    if let Some(step) = ingress::route(target, observed, &steps) {
+        steps.insert(host, step);
     }
     steps
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    render::Limits,
+    render::{Limits, ingress::Map},
     spec::{
         address::Address,
         name::{InstanceId, VolumeName},
@@ -61,6 +61,24 @@ pub struct ObservedInstance {
     pub volumes: BTreeMap<VolumeName, Bytes>,
 }
 
+/// What there is of the ingress.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedIngress {
+    /// The texts of its files, by path.
+    pub files: BTreeMap<std::path::PathBuf, String>,
+    /// What HAProxy itself has; none if it does not run, or does not answer. It reads the files when it starts.
+    pub running: Option<RunningIngress>,
+}
+
+/// What HAProxy has in its memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RunningIngress {
+    /// What tells its configuration from others.
+    pub digest: String,
+    /// The lines of each map, as they stand there: a name may be in one twice.
+    pub maps: BTreeMap<Map, Vec<(String, String)>>,
+}
+
 /// What there is on the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
@@ -69,4 +87,5 @@ pub struct Observed {
     pub firewall: Option<String>,
     /// The limits that slices were given since the machine started.
     pub slices: BTreeMap<String, Limits>,
+    pub ingress: ObservedIngress,
 }

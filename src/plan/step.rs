@@ -6,13 +6,24 @@ use std::{
 };
 
 use crate::{
-    render::{File, Limits, Unit},
+    render::{File, Limits, Unit, ingress::Map},
     spec::{
         address::Address,
         name::{InstanceId, VolumeName},
         quantity::Bytes,
     },
 };
+
+/// One change of a map that HAProxy has in its memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MapChange {
+    /// A line for a name that has none.
+    Add { map: Map, name: String, value: String },
+    /// Another value for a name that has one line.
+    Set { map: Map, name: String, value: String },
+    /// Takes every line of a name away.
+    Remove { map: Map, name: String },
+}
 
 /// One change. The `Display` of each is one line of `seed plan`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +32,9 @@ pub enum Step {
     ApplyFirewall(String),
     /// Gives each slice its limits, at once and until the machine restarts; a slice that is not named has none any more.
     LimitSlices(BTreeMap<String, Limits>),
+    /// Writes files of the ingress, then tells HAProxy, if it runs, to change lines of its maps; or to read all anew, and waits
+    /// until it uses the configuration with that digest.
+    Route { files: Vec<File>, reload: Option<String>, changes: Vec<MapChange> },
     /// Powers the guest off, or kills it, and waits until all its units are gone (inactive, and failed ones reset). First forgets that it
     /// was started: whatever comes between this and the next start, the instance is still wanted. `kill` is for a guest that cannot
     /// power itself off, since a program that it cannot do without has died under it.
@@ -45,7 +59,7 @@ impl Step {
     /// The instance that the step belongs to; none for a step of the host.
     pub fn instance(&self) -> Option<&InstanceId> {
         match self {
-            Self::ApplyFirewall(_) | Self::LimitSlices(_) => None,
+            Self::ApplyFirewall(_) | Self::LimitSlices(_) | Self::Route { .. } => None,
             Self::Stop { id, .. }
             | Self::RemoveInstance { id, .. }
             | Self::RetireVolume { id, .. }
@@ -63,6 +77,10 @@ impl Display for Step {
         match self {
             Self::ApplyFirewall(_) => write!(f, "apply the firewall"),
             Self::LimitSlices(slices) => write!(f, "limit the memory and CPUs of {} namespaces", slices.len()),
+            Self::Route { reload: Some(_), .. } => write!(f, "reload the ingress"),
+            Self::Route { changes, files, .. } => {
+                write!(f, "route: write {} files of the ingress, change {} lines of its maps", files.len(), changes.len())
+            }
             Self::Stop { id, kill: false, .. } => write!(f, "stop {id}"),
             Self::Stop { id, kill: true, .. } => write!(f, "kill {id}: a program that it needs has died"),
             Self::RemoveInstance { id, units, tap: Some(tap) } => write!(f, "remove {id}: {} units and the tap {tap}", units.len()),

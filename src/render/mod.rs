@@ -1,6 +1,7 @@
 //! The same, in the host's own words: unit text, nftables text, sizes. Pure: what is wanted and the host's layout in, text out.
 
 pub mod credentials;
+pub mod ingress;
 pub mod network;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -69,6 +70,8 @@ pub struct Layout {
     pub log_max: Bytes,
     /// The addresses under which the world reaches this host.
     pub public: Vec<PublicAddress>,
+    /// The user of the ingress, who alone speaks the PROXY protocol to guests. None: this host has no ingress.
+    pub ingress: Option<u32>,
 }
 
 impl Layout {
@@ -92,7 +95,7 @@ impl Layout {
 }
 
 /// A file that must hold exactly this text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct File {
     pub path: PathBuf,
     pub text: String,
@@ -127,6 +130,8 @@ pub struct Target {
     pub slices: BTreeMap<String, Limits>,
     /// The whole nftables table, as `nft -f` takes it in one transaction.
     pub firewall: String,
+    /// Where ports 80 and 443 lead; none if this host has no ingress.
+    pub ingress: Option<ingress::Ingress>,
 }
 
 /// What the processes of one namespace may take together.
@@ -166,5 +171,6 @@ pub fn target(desired: &Desired, layout: &Layout) -> Target {
     };
     let instances = desired.instances.iter().map(one).collect();
     let slices = desired.quotas.iter().map(|(namespace, quota)| (slice(namespace), Limits::of(quota))).collect();
-    Target { instances, slices, firewall: network::ruleset(desired, layout) }
+    let ingress = layout.ingress.map(|_| ingress::ingress(desired, layout));
+    Target { instances, slices, firewall: network::ruleset(desired, layout), ingress }
 }

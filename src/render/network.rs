@@ -44,6 +44,7 @@ pub fn ruleset(desired: &Desired, layout: &Layout) -> String {
         .map(|(id, wanted)| Guest {
             wanted,
             address: layout.addressing.of(id, wanted.lease),
+            ingress: layout.ingress.is_some(),
             namespace: numbers[&id.namespace],
             id,
         })
@@ -71,7 +72,11 @@ pub fn ruleset(desired: &Desired, layout: &Layout) -> String {
     set(&mut text, "set members4", "ipv4_addr . mark", &|g| vec![format!("{} . {}", g.address.v4, g.namespace)]);
     set(&mut text, "set members6", "ipv6_addr . mark", &|g| vec![format!("{} . {}", g.address.v6, g.namespace)]);
     let exposed = |guest: &Guest<'_>, address: &dyn std::fmt::Display| -> Vec<String> {
-        guest.ports().iter().map(|(protocol, port)| format!("{address} . {protocol} . {port}")).collect()
+        guest.ports(false).iter().map(|(protocol, port)| format!("{address} . {protocol} . {port}")).collect()
+    };
+    // With an ingress, that speaks the PROXY protocol for them.
+    let proxied = |guest: &Guest<'_>| -> Vec<String> {
+        guest.ports(true).iter().map(|(protocol, port)| format!("{} . {protocol} . {port}", guest.address.v4)).collect()
     };
     set(&mut text, "set exposed4", "ipv4_addr . inet_proto . inet_service", &|g| exposed(g, &g.address.v4));
     set(&mut text, "set exposed6", "ipv6_addr . inet_proto . inet_service", &|g| exposed(g, &g.address.v6));
@@ -94,6 +99,9 @@ pub fn ruleset(desired: &Desired, layout: &Layout) -> String {
     };
     set(&mut text, "set led4", "ipv4_addr . inet_proto . inet_service", &|g| led(g, true));
     set(&mut text, "set led6", "ipv6_addr . inet_proto . inet_service", &|g| led(g, false));
+    if layout.ingress.is_some() {
+        set(&mut text, "set proxied4", "ipv4_addr . inet_proto . inet_service", &proxied);
+    }
     text.push_str(&rules(layout));
     text.push_str("}\n");
     text
@@ -135,6 +143,7 @@ struct Guest<'a> {
     wanted: &'a Wanted,
     address: Address,
     namespace: u32,
+    ingress: bool,
 }
 
 impl Guest<'_> {
@@ -148,9 +157,9 @@ impl Guest<'_> {
         if v4 { self.address.v4.into() } else { self.address.v6.into() }
     }
 
-    /// `(tcp, 80)`, …
-    fn ports(&self) -> Vec<(&'static str, u16)> {
-        let ports = self.wanted.instance.ports.values();
+    /// `(tcp, 80)`, …: those that everybody reaches, or those where nobody but the ingress may say who is connected.
+    fn ports(&self, proxied: bool) -> Vec<(&'static str, u16)> {
+        let ports = self.wanted.instance.ports.values().filter(|port| (self.ingress && port.proxy_protocol) == proxied);
         let each = ports.flat_map(|port| {
             let protocols = [("tcp", port.protocol.tcp()), ("udp", port.protocol.udp())];
             protocols.into_iter().filter(|(_, used)| *used).map(|(name, _)| (name, port.port))
@@ -189,6 +198,11 @@ fn rules(layout: &Layout) -> String {
     // Unique local addresses mean nothing to the world: they leave under the host's, as private IPv4 addresses do.
     let local6 = addressing.pool6.network().segments()[0] & 0xfe00 == 0xfc00;
     let masquerade6 = if local6 { format!("    ip6 saddr {pool6} oifname != \"seed*\" masquerade\n") } else { String::new() };
+    // Only a first packet makes a connection: those that follow may be of a socket that nobody holds any more.
+    let ingress = layout.ingress.map_or_else(String::new, |user| {
+        let to = "ip daddr . meta l4proto . th dport @proxied4";
+        format!("    {to} meta skuid {user} accept\n    {to} tcp flags & (syn | ack) != syn accept\n")
+    });
     format!(
         r#"
   chain prerouting {{
@@ -238,7 +252,7 @@ fn rules(layout: &Layout) -> String {
     ct direction reply ct state established accept
     # ICMP and ICMPv6, by number: not every host has a list of names.
     meta l4proto {{ 1, 58 }} accept
-    jump exposed
+{ingress}    jump exposed
     counter drop
   }}
 
@@ -372,6 +386,18 @@ mod tests {
         // What this host no longer has leads nowhere.
         layout.public.clear();
         assert_eq!(ruleset(&desired, &layout), ruleset(&samples::desired(), &layout));
+    }
+
+    #[test]
+    fn where_the_ingress_says_who_is_connected_nobody_else_can() {
+        let mut desired = samples::desired();
+        desired.instances.values_mut().for_each(|one| one.instance.ports.values_mut().for_each(|port| port.proxy_protocol = true));
+        let without = ruleset(&desired, &samples::layout());
+        assert!(without.contains("10.88.0.2 . tcp . 80 comment") && !without.contains("proxied4"), "there is no ingress");
+        let text = ruleset(&desired, &Layout { ingress: Some(990), ..samples::layout() });
+        let (before, proxied) = text.split_once("set proxied4").expect("the set");
+        assert!(!before.contains(". tcp . 80 "), "over neither protocol: {text}");
+        assert!(proxied.contains("10.88.0.2 . tcp . 80 comment") && proxied.contains("meta skuid 990 accept"), "{text}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(crate) fn instance(name: &str) -> (InstanceId, Wanted) {
     };
     let id = InstanceId { namespace: namespace.parse().unwrap(), name: name.parse().unwrap() };
     let full = name == "db";
-    let port = |port, protocol| Port { port, protocol };
+    let port = Port::new;
     let ports = if full {
         BTreeMap::from([
             ("dns".parse().unwrap(), port(53, Protocol::Dns)),
@@ -88,5 +88,6 @@ pub(crate) fn layout() -> Layout {
         guest_ca: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into(),
         log_max: Bytes(64 << 20),
         public: Vec::new(),
+        ingress: None,
     }
 }

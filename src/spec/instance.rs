@@ -61,10 +61,25 @@ pub fn services() -> BTreeMap<String, Port> {
 
 /// One exposed port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Port {
     pub port: u16,
     pub protocol: Protocol,
+    /// Whether the ingress says who is connected (PROXY protocol, version 2) before anything else. Only with TCP.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub proxy_protocol: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl Port {
+    /// A port without the PROXY protocol.
+    pub fn new(port: u16, protocol: Protocol) -> Self {
+        Self { port, protocol, proxy_protocol: false }
+    }
 }
 
 /// One volume. Its serial number, seen in the guest as `/dev/disk/by-id/virtio-<name>`, is its name.

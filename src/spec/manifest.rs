@@ -103,13 +103,15 @@ fn default_size() -> String {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct WirePort {
     /// Left out: that of the well-known service of this name.
     #[serde(default)]
     port: Option<i64>,
     #[serde(default)]
     protocol: Option<Protocol>,
+    #[serde(default)]
+    proxy_protocol: bool,
 }
 
 #[derive(Deserialize)]
@@ -199,13 +201,16 @@ fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Probl
         let parsed: Option<PortName> = key.parse().map_err(|error| say(&at, format!("{error}"))).ok();
         let (Some(port), Some(key)) = (port, parsed) else { continue };
         let protocol = wanted.protocol.or(known.map(|known| known.protocol)).unwrap_or(Protocol::Tcp);
+        if wanted.proxy_protocol && !protocol.tcp() {
+            say(&format!("{at}.proxyProtocol"), "is for ports with TCP, and this one has none: leave it out".to_owned());
+        }
         let clash = ports.iter().find(|(_, other)| {
             other.port == port && ((other.protocol.tcp() && protocol.tcp()) || (other.protocol.udp() && protocol.udp()))
         });
         if let Some((other, _)) = clash {
             say(&at, format!("port {port} is exposed as {other} already: one name for each port"));
         } else {
-            ports.insert(key, Port { port, protocol });
+            ports.insert(key, Port { port, protocol, proxy_protocol: wanted.proxy_protocol });
         }
     }
 
@@ -306,6 +311,21 @@ mod tests {
         assert_eq!(ports, [("dns", 5353, Protocol::Dns), ("https", 443, Protocol::Http), ("my-app", 1, Protocol::Tcp)]);
         let said = problems(json!({ "version": 1, "name": "web", "expose": { "my-app": {} } }));
         assert!(said.contains("expose.my-app: is no well-known service, and no port was given"), "{said}");
+    }
+
+    #[test]
+    fn the_proxy_protocol_is_for_ports_with_tcp() {
+        let expose = |protocol: &str| {
+            json!({ "version": 1, "name": "web",
+                    "expose": { "https": { "proxyProtocol": true }, "x": { "port": 9, "protocol": protocol, "proxyProtocol": true } } })
+        };
+        let made = read("web", &expose("tcp")).unwrap();
+        assert!(made.ports.values().all(|port| port.proxy_protocol));
+        assert!(problems(expose("udp")).contains("expose.x.proxyProtocol: is for ports with TCP"));
+        // What was remembered before there was such a thing reads as it did, and is written as it was.
+        let old = r#"{"port":80,"protocol":"http"}"#;
+        let port: Port = serde_json::from_str(old).unwrap();
+        assert_eq!((port.proxy_protocol, serde_json::to_string(&port).unwrap().as_str()), (false, old));
     }
 
     #[test]

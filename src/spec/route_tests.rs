@@ -10,7 +10,7 @@ fn public() -> Vec<PublicAddress> {
 }
 
 fn instances() -> Instances {
-    let port = |port, protocol| Port { port, protocol };
+    let port = Port::new;
     let mail = BTreeMap::from([
         ("smtp".parse().unwrap(), port(25, Protocol::Tcp)),
         ("dns".parse().unwrap(), port(5353, Protocol::Dns)),

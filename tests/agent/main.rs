@@ -11,6 +11,7 @@ mod desk;
 mod domain;
 mod enter;
 mod history;
+mod ingress;
 mod remote;
 mod remote_keys;
 mod restart;

@@ -127,6 +127,8 @@ pub struct World {
     pub forge: Forge,
     /// How often what is elsewhere is looked at.
     every: Duration,
+    /// Whether the host has an ingress.
+    ingress: bool,
     running: JoinHandle<()>,
     dir: tempfile::TempDir,
 }
@@ -153,8 +155,8 @@ impl World {
         let (sim, state, table) = (Sim::new(), MemoryState::default(), Table::default());
         let forge = Forge::new();
         let every = Duration::from_secs(600);
-        let (handle, running) = start(&dir, &sim, &state, &table, &forge, every).await;
-        Self { sim, state, table, handle, forge, every, running, dir }
+        let (handle, running) = start(&dir, &sim, &state, &table, &forge, (every, false)).await;
+        Self { sim, state, table, handle, forge, every, ingress: false, running, dir }
     }
 
     /// A path among the agent's files.
@@ -165,8 +167,15 @@ impl World {
     /// The agent is killed where it stands, and started again.
     pub async fn kill_agent(&mut self) {
         self.running.abort();
-        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, self.every).await;
+        let (handle, running) =
+            start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, (self.every, self.ingress)).await;
         (self.handle, self.running) = (handle, running);
+    }
+
+    /// The agent ends.
+    pub async fn quit(&mut self) {
+        self.handle.quit().await;
+        (&mut self.running).await.expect("it ends by itself");
     }
 
     /// From now on what is elsewhere is looked at so often.
@@ -175,11 +184,22 @@ impl World {
         self.kill_agent().await;
     }
 
+    /// The host has an ingress, and it runs.
+    pub async fn with_ingress() -> Self {
+        let mut world = Self::new().await;
+        world.ingress = true;
+        world.kill_agent().await;
+        world.until("the ingress has its files", |world| !world.sim.look().ingress.files.is_empty()).await;
+        world.sim.start_ingress();
+        world
+    }
+
     /// As [`World::kill_agent`], but the machine restarts too.
     pub async fn reboot(&mut self) {
         self.running.abort();
         self.sim.reboot();
-        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, self.every).await;
+        let (handle, running) =
+            start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, (self.every, self.ingress)).await;
         (self.handle, self.running) = (handle, running);
     }
 
@@ -311,7 +331,7 @@ async fn start(
     state: &MemoryState,
     table: &Table,
     forge: &Forge,
-    every: Duration,
+    (every, ingress): (Duration, bool),
 ) -> (Handle, JoinHandle<()>) {
     let text = "domain = \"seed.example\"\n[network]\npublic_addresses = [\"192.0.2.7\", \"2001:db8::7\"]\nreserved_ports = [\"2200/tcp\"]";
     let config = Config::parse(text).expect("a configuration");
@@ -330,6 +350,7 @@ async fn start(
         layout: Layout {
             state: dir.path().join("state"),
             guest_ca: authority.public(),
+            ingress: ingress.then_some(1),
             ..config.layout(Vmm::Qemu { kvm: false }, tools)
         },
         repositories: dir.path().join("repos"),

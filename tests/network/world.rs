@@ -121,6 +121,7 @@ fn layout() -> Layout {
         guest_ca: String::new(),
         log_max: Bytes(64 << 20),
         public: [HOST4.into(), HOST6.into()].map(|address| PublicAddress { address, arrives: address }).into(),
+        ingress: None,
     }
 }
 

@@ -102,6 +102,7 @@ in
       perWeek = 1;
       perNamespaceWeek = 100000;
     };
+    ingress.enable = true;
     settings.paths = {
       run = "/run/other";
       seed = "/opt/seed";

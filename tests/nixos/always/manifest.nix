@@ -93,6 +93,36 @@ in
   "an unknown name without a port" = said { expose.game = { }; } [
     "seed.expose.game: \"game\" is no well-known service, and no port was given: write seed.expose.game = { port = 9090; protocol = \"tcp\"; }, or use one of the known names: ${services}"
   ];
+  "the PROXY protocol over UDP" =
+    said
+      {
+        expose.game = {
+          port = 27015;
+          protocol = "udp";
+          proxyProtocol = true;
+        };
+      }
+      [ "seed.expose.game.proxyProtocol: is for ports with TCP, and this one has none: leave it out" ];
+  "the PROXY protocol is passed on" = {
+    expr =
+      (manifest {
+        expose = {
+          https.proxyProtocol = true;
+          http = { };
+        };
+      }).meta.expose;
+    expected = {
+      https = {
+        port = 443;
+        protocol = "http";
+        proxyProtocol = true;
+      };
+      http = {
+        port = 80;
+        protocol = "tcp";
+      };
+    };
+  };
   "an unknown protocol" = said { expose.http.protocol = "https"; } [
     "seed.expose.http.protocol: \"https\" is no protocol: write one of tcp, udp, dns, http, grpc"
   ];

@@ -72,6 +72,8 @@ in
     );
     expected = lib.genAttrs [
       "seed-agent.service"
+      "seed-ingress.service"
+      "seed-ingress.socket"
       "seed-serve.service"
       "seed-serve.socket"
       "seed-serve-acme.socket"
