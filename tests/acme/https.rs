@@ -21,10 +21,15 @@ use tokio_rustls::rustls::{
 
 use crate::{
     client::Client,
-    world::{World, command, name, run, until},
+    world::{World, command, name, run, tenants, until},
 };
 
 impl World {
+    /// Everything but the CA is up, and this host has an HTTPS door.
+    pub fn with_https() -> Self {
+        Self::prepared(false, true, tenants())
+    }
+
     pub fn http_port(&self) -> u16 {
         self.http.local_addr().unwrap().port()
     }

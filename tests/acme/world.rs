@@ -155,12 +155,7 @@ impl World {
         Self::prepared(false, false, memory)
     }
 
-    /// Everything but the CA is up, and this host has an HTTPS door.
-    pub fn with_https() -> Self {
-        Self::prepared(false, true, tenants())
-    }
-
-    fn prepared(bound: bool, secret: bool, memory: Memory) -> Self {
+    pub fn prepared(bound: bool, secret: bool, memory: Memory) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path();
         std::fs::write(at.join("bus.conf"), bus_configuration(at)).unwrap();
@@ -476,7 +471,7 @@ impl Drop for World {
 }
 
 /// Two namespaces with an instance each.
-fn tenants() -> Memory {
+pub fn tenants() -> Memory {
     tenants::memory(TENANTS.map(|tenant| (tenant.to_owned(), vec!["web".to_owned()]))).0
 }
 
