@@ -364,7 +364,11 @@ fn ask(words: &[String]) -> anyhow::Result<ExitCode> {
         let agent = SeedProxy::new(&bus).await.context("could not reach the agent")?;
         let terminal = std::io::stdout().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-        let look = serve::shell::Look { terminal, colour };
+        let asking = match terminal && std::io::stdin().is_terminal() {
+            true => serve::shell::Asking::Line,
+            false => serve::shell::Asking::Nobody,
+        };
+        let look = serve::shell::Look { terminal, colour, asking };
         let (input, out, errors) = (tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr());
         let code = serve::shell::run(words, None, &agent, input, out, errors, look).await;
         Ok(ExitCode::from(code))

@@ -179,7 +179,7 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             History::Stop { who, instance } => act(who, "stop", &repository_of(memory, who, instance), &[instance]),
             History::Start { who, instance } => act(who, "start", &repository_of(memory, who, instance), &[instance]),
             History::Destroy { who, instance, .. } => act(who, "destroy", &repository_of(memory, who, instance), &[instance]),
-            History::Unplant { who, repository } => act(who, "unplant", &called(memory, who, repository), &[repository]),
+            History::Unplant { who, repository, .. } => act(who, "unplant", &called(memory, who, repository), &[repository]),
         },
         Request::OpenRepository { .. }
         | Request::Push { .. }

@@ -36,7 +36,7 @@ pub enum History {
     Stop { who: String, instance: String },
     Start { who: String, instance: String },
     Destroy { who: String, instance: String, again: String },
-    Unplant { who: String, repository: String },
+    Unplant { who: String, repository: String, again: String },
 }
 
 /// How many deploys of a namespace are remembered.
@@ -335,7 +335,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         };
         tracing::info!(instance = %id, generation = %past.generation, "rollback asked for");
         // What is gone back to counts as the deploy's beginning: it has to be known before the state changes.
-        let job = self.jobs.create(id.namespace.clone());
+        let job = self.jobs.about(&id);
         let deploy = self.begin(id.namespace.clone(), asked, job.clone(), "rollback", by);
         let deploy = Deploy { good: Some(now_wanted.clone()), ..deploy };
         job.say(

@@ -10,7 +10,7 @@ use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::watch};
 
 use crate::{
     bus::{Level, Outcome, Progress, Stage},
-    spec::name::Namespace,
+    spec::name::{InstanceId, InstanceName, Namespace},
 };
 
 /// How many lines one job keeps. A build that says more loses its oldest `detail` lines.
@@ -28,6 +28,8 @@ const MAX_ENDED: usize = 200;
 pub struct Job {
     pub name: String,
     pub namespace: Namespace,
+    /// The one instance that it is about, if it is about no other.
+    pub instance: Option<InstanceName>,
     lines: Arc<Mutex<Lines>>,
     /// Bumped at every line.
     turn: Arc<watch::Sender<u64>>,
@@ -61,7 +63,7 @@ const MAX_PLAN: usize = 100;
 impl Job {
     /// A job that has said nothing yet.
     pub fn new(name: String, namespace: Namespace) -> Self {
-        Self { name, namespace, lines: Arc::default(), turn: Arc::new(watch::Sender::new(0)) }
+        Self { name, namespace, instance: None, lines: Arc::default(), turn: Arc::new(watch::Sender::new(0)) }
     }
 
     /// Adds a line.
@@ -222,8 +224,17 @@ impl Jobs {
 
     /// A new job; the oldest ended ones are forgotten.
     pub fn create(&mut self, namespace: Namespace) -> Job {
+        self.add(namespace, None)
+    }
+
+    /// A new job about one instance.
+    pub fn about(&mut self, id: &InstanceId) -> Job {
+        self.add(id.namespace.clone(), Some(id.name.clone()))
+    }
+
+    fn add(&mut self, namespace: Namespace, instance: Option<InstanceName>) -> Job {
         self.count += 1;
-        let job = Job::new(format!("{:x}-{}", self.epoch, self.count), namespace);
+        let job = Job { instance, ..Job::new(format!("{:x}-{}", self.epoch, self.count), namespace) };
         self.jobs.insert(job.name.clone(), job.clone());
         self.order.push_back(job.name.clone());
         while self.order.len() > MAX_ENDED {

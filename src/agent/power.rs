@@ -32,7 +32,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         if self.lanes.is_busy(&id) {
             return Err(Refusal::Failed(format!("{} is being changed right now: try again in a moment", id.name)));
         }
-        let job = self.jobs.create(id.namespace.clone());
+        let job = self.jobs.about(&id);
         tracing::info!(instance = %id, "restart asked for");
         self.lanes.forgive(&id);
         // A restart is the lane's work: no pass and no second restart comes between.
@@ -50,7 +50,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             self.commit(vec![Change::Stopped(id.clone(), Some(stopped))]).await?;
         }
         tracing::info!(instance = %id, "stop asked for");
-        let job = self.jobs.create(id.namespace.clone());
+        let job = self.jobs.about(&id);
         let settled = self.lanes.wait_for(id.clone());
         self.look();
         job.say(Stage::Run, Level::Info, format!("{}: powering off", id.name));
@@ -64,7 +64,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         if self.memory.stopped.contains_key(&id) {
             self.commit(vec![Change::Stopped(id.clone(), None)]).await?;
             tracing::info!(instance = %id, "start asked for");
-            let job = self.jobs.create(id.namespace.clone());
+            let job = self.jobs.about(&id);
             let settled = self.lanes.wait_for(id.clone());
             self.look();
             tokio::spawn(start(self.shared.clone(), id, job.clone(), settled));
@@ -74,7 +74,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return Err(Refusal::Failed(format!("{} is being changed right now: try again in a moment", id.name)));
         }
         // It runs, or systemd has given it up, or a person has stopped its unit.
-        let job = self.jobs.create(id.namespace.clone());
+        let job = self.jobs.about(&id);
         self.lanes.forgive(&id);
         self.lanes.occupy(&id);
         tokio::spawn(start_if_off(self.shared.clone(), id, job.clone()));
@@ -108,7 +108,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         };
         tracing::info!(instance = %id, "destroy asked for");
         let settled = self.accept(&id.namespace, deployment).await?;
-        let job = self.jobs.create(id.namespace.clone());
+        let job = self.jobs.about(&id);
         job.say(Stage::Run, Level::Info, format!("{}: powering off, then taking it away", id.name));
         let kept = match volumes.as_slice() {
             [] => "it had no volumes".to_owned(),

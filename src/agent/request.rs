@@ -10,11 +10,11 @@ use crate::{
     bus::Refusal,
     host::Host,
     spec::{
-        access::{self, Principal, Verb},
+        access::{self, Principal, Reach, Verb},
         caller::Caller,
         name::{FlakeUri, NameError},
     },
-    state::State,
+    state::{Plant, State},
 };
 
 /// A question, in plain text as it came over the bus.
@@ -109,7 +109,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Request::Acme(request) => self.acme(request).await,
             Request::Domain(question) => self.domain(question).await,
             Request::Access(question) => return self.access(question, answer).await,
-            Request::History(History::Unplant { who, repository }) => return self.unplant(&who, &repository, answer).await,
+            Request::History(History::Unplant { who, repository, again }) => {
+                return self.unplant(&who, &repository, &again, answer).await;
+            }
             Request::History(request) => self.history(request).await,
         };
         // Who has stopped waiting does not care.
@@ -150,8 +152,14 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let who = principal(who)?;
         let unknown = || Refusal::NotFound(format!("there is no job {name:?}, or it ended long ago"));
         let job = self.jobs.get(name).ok_or_else(unknown)?;
+        // A key for one instance has nothing to do with what becomes of the others.
+        let seen = |plant: &Plant| match resolve::reach(&self.memory, &who, Verb::See, plant) {
+            Reach::Nothing => false,
+            Reach::Only(instances) => job.instance.as_ref().is_some_and(|instance| instances.contains(instance)),
+            Reach::Everything => true,
+        };
         let may = who == Principal::Operator
-            || resolve::seen(&self.memory, &who, &job.namespace).is_some()
+            || self.memory.plants.get(&job.namespace).is_some_and(seen)
             || self.owns_namespace(&who, &job.namespace);
         if !may {
             return Err(unknown());

@@ -5,7 +5,7 @@ use crate::{
     bus::Refusal,
     spec::{
         access::{self, Principal, Reach, Verb},
-        name::{FlakeUri, InstanceId, Namespace},
+        name::{FlakeUri, InstanceId},
     },
     state::{Memory, Plant},
 };
@@ -91,11 +91,6 @@ pub fn recorded(plant: &Plant) -> String {
         FlakeUri::Silo(name) => name.to_string(),
         FlakeUri::Remote(_) => plant.uri.to_string(),
     }
-}
-
-/// The plant of a namespace of which `who` may see something.
-pub fn seen<'a>(memory: &'a Memory, who: &Principal, namespace: &Namespace) -> Option<&'a Plant> {
-    memory.plants.get(namespace).filter(|plant| is_seen(memory, who, plant))
 }
 
 fn is_called(plant: &Plant, name: &str) -> bool {

@@ -21,8 +21,8 @@ use crate::{
 
 impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// Stops everything of a plant, and answers with what is kept.
-    pub(super) async fn unplant(&mut self, who: &str, name: &str, answer: Answer) {
-        match self.uproot(who, name).await {
+    pub(super) async fn unplant(&mut self, who: &str, name: &str, again: &str, answer: Answer) {
+        match self.uproot(who, name, again).await {
             Ok((plant, kept, settled)) => {
                 let job = self.jobs.create(plant.namespace.clone());
                 let shared = self.shared.clone();
@@ -44,7 +44,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    async fn uproot(&mut self, who: &str, name: &str) -> Result<(Plant, Vec<String>, Vec<Settled>), Refusal> {
+    async fn uproot(&mut self, who: &str, name: &str, again: &str) -> Result<(Plant, Vec<String>, Vec<Settled>), Refusal> {
         let who = principal(who)?;
         if name.is_empty() {
             return Err(Refusal::Invalid("unplant needs a repository: unplant my-app".to_owned()));
@@ -60,6 +60,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         self.not_deploying(&plant.namespace)?;
         let namespace = &plant.namespace;
         let instances = self.memory.wants.get(namespace).map(|want| want.instances.clone()).unwrap_or_default();
+        if !instances.is_empty() && again != name && again != resolve::repository(&plant) {
+            let names: Vec<String> = instances.keys().take(20).map(ToString::to_string).collect();
+            return Err(Refusal::Invalid(format!(
+                "unplant takes {} off this host and keeps their volumes. If you mean it, say its name again: unplant {name} {name}",
+                names.join(", ")
+            )));
+        }
         let mut kept: Vec<String> = Vec::new();
         for (name, instance) in &instances {
             kept.extend(instance.volumes.iter().map(|(volume, spec)| format!("the volume {name}/{volume} ({})", spec.size)));

@@ -21,8 +21,9 @@ pub trait History {
     fn start(&self, who: &str, instance: &str) -> zbus::Result<String>;
     /// Takes an instance off this host; its volumes are kept. `again` is its name once more. Returns the job to follow.
     fn destroy(&self, who: &str, instance: &str, again: &str) -> zbus::Result<String>;
-    /// Takes all instances of a repository off this host and ends its deploys. Returns an [`Unplanted`].
-    fn unplant(&self, who: &str, repository: &str) -> zbus::Result<String>;
+    /// Takes all instances of a repository off this host and ends its deploys; if there are any, `again` is to be its name. Returns an
+    /// [`Unplanted`].
+    fn unplant(&self, who: &str, repository: &str, again: &str) -> zbus::Result<String>;
 }
 
 /// The answer to `Deploys`.

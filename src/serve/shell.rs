@@ -5,6 +5,7 @@
 
 mod access;
 mod arguments;
+mod confirm;
 mod domain;
 mod help;
 mod history;
@@ -31,6 +32,7 @@ use crate::{
 /// How often a status that is watched is asked for.
 const WATCH: Duration = Duration::from_secs(2);
 
+pub use confirm::Asking;
 pub use help::{Known, verbs};
 
 /// What can be answered without asking anybody: help, and that there is no such verb.
@@ -54,6 +56,8 @@ pub struct Look {
     pub terminal: bool,
     /// The terminal shows colours.
     pub colour: bool,
+    /// Whether that person can be asked something.
+    pub asking: Asking,
 }
 
 /// Why a verb did not end well. Whoever reads what we print may have gone away, which is nobody's error.
@@ -74,12 +78,13 @@ impl From<std::io::Error> for End {
     }
 }
 
-/// Whether a verb reads its standard input; what is sent to the others is best dropped at once.
-pub fn reads(words: &[String]) -> bool {
+/// Whether a verb reads its standard input; what is sent to the others is best dropped at once. Some do only at a `terminal`.
+pub fn reads(words: &[String], terminal: bool) -> bool {
     let has = |wanted: &str| words.iter().any(|word| word == wanted);
     match words.first().map(String::as_str) {
         Some("remote") => has("token"),
         Some("plant") => has("--token"),
+        Some("destroy" | "unplant") => terminal,
         _ => false,
     }
 }

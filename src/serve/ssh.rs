@@ -44,7 +44,7 @@ use super::{
     git::{self, Outlet},
     receive::Push,
     relay::{Client, Ended},
-    shell::{self, Look},
+    shell::{self, Asking, Look},
 };
 use crate::spec::{caller::Caller, name::KeyId};
 
@@ -432,15 +432,17 @@ impl Asked {
             Command::Enter(..) => 1,
             Command::Verb(words) => {
                 // What the client sends is dropped, so that it is heard when it hangs up.
-                let input: Box<dyn tokio::io::AsyncRead + Unpin + Send + Sync> = if shell::reads(&words) {
+                let input: Box<dyn tokio::io::AsyncRead + Unpin + Send + Sync> = if shell::reads(&words, self.terminal.is_some()) {
                     Box::new(input)
                 } else {
                     drop(input);
                     Box::new(tokio::io::empty())
                 };
                 let terminal = self.terminal.is_some();
-                let look =
-                    Look { terminal, colour: self.terminal.is_some_and(|term| !term.name.is_empty() && term.name != "dumb") };
+                let colour = self.terminal.is_some_and(|term| !term.name.is_empty() && term.name != "dumb");
+                // The client's terminal is raw: what is typed is shown by whoever reads it.
+                let asking = if terminal { Asking::Keys } else { Asking::Nobody };
+                let look = Look { terminal, colour, asking };
                 let out = Lines::new(write.make_writer(), terminal);
                 let err = Lines::new(write.make_writer_ext(Some(1)), terminal);
                 tokio::select! {

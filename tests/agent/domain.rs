@@ -89,7 +89,11 @@ async fn a_flake_claims_names_and_a_push_says_what_to_set() {
     assert_eq!(states(&list(&world, "").await), [("app/web", "pending")].into());
     world
         .handle
-        .ask(Request::History(seed::agent::history::History::Unplant { who: String::new(), repository: "app".into() }))
+        .ask(Request::History(seed::agent::history::History::Unplant {
+            who: String::new(),
+            repository: "app".into(),
+            again: "app".into(),
+        }))
         .await
         .unwrap();
     assert!(world.state.memory().domains.is_empty() && due(&world).await.names.is_empty());

@@ -347,7 +347,13 @@ async fn unplanting_stops_all_lists_what_is_kept_and_forgets_the_rest() {
     world.table.set("web", "one", json!({ "storage": { "data": { "size": "64Mi", "mountPoint": "/seed/storage/data" } } }));
     world.planted("app").await;
     world.text(ask(pin)).await.unwrap();
-    let unplant = || Request::History(History::Unplant { who: ann().to_string(), repository: "app".into() });
+    let unplant = || Request::History(History::Unplant { who: ann().to_string(), repository: "app".into(), again: "app".into() });
+    for again in ["", "web", "other"] {
+        let ask = History::Unplant { who: ann().to_string(), repository: "app".into(), again: again.into() };
+        let refused = world.text(Request::History(ask)).await.unwrap_err();
+        assert!(matches!(&refused, Refusal::Invalid(text) if text.contains("unplant app app")), "{refused}");
+    }
+    assert!(world.sim.running(&id("app", "web")).is_some());
     let document: Unplanted = serde_json::from_str(&world.text(unplant()).await.unwrap()).unwrap();
     assert_eq!(document.flake, "silo:app");
     assert!(document.kept[0].contains("the repository silo:app") && document.kept[1].contains("web/data (64Mi)"), "{document:?}");
@@ -392,7 +398,7 @@ async fn nothing_of_this_is_a_strangers_to_ask() {
             assert!(!text.contains("app/web") || name == "app/web", "{text}");
         }
     }
-    let unplant = History::Unplant { who: who(&bob()), repository: "app".into() };
+    let unplant = History::Unplant { who: who(&bob()), repository: "app".into(), again: "app".into() };
     assert!(matches!(world.text(Request::History(unplant)).await, Err(Refusal::NotFound(_))));
     let request = Request::History(History::Deploys { who: who(&bob()), filter: String::new() });
     let seen: Deploys = serde_json::from_str(&world.text(request).await.unwrap()).unwrap();
@@ -407,7 +413,7 @@ async fn while_a_deploy_goes_on_the_ground_is_not_moved_under_it() {
     let commit = world.commit("app", &[]);
     let pushed = world.pushed(&ann(), "app", &commit, "deploy").await.unwrap();
     let destroy = Request::History(History::Destroy { who: ann().to_string(), instance: "web".into(), again: "web".into() });
-    let unplant = Request::History(History::Unplant { who: ann().to_string(), repository: "app".into() });
+    let unplant = Request::History(History::Unplant { who: ann().to_string(), repository: "app".into(), again: "app".into() });
     for request in [ask(back), ask(pin), destroy, unplant] {
         let shown = format!("{request:?}");
         let Err(Refusal::Failed(text)) = world.text(request).await else { panic!("{shown}") };

@@ -361,7 +361,10 @@ async fn what_was_gone_back_from_does_not_return_by_itself_and_unplanting_leaves
 
     let token = Secret("s3cret".into());
     world.handle.ask(ask(Question::SetToken { who: who.clone(), repository: "app".into(), token })).await.unwrap();
-    world.text(Request::History(History::Unplant { who, repository: "github:ann/app".into() })).await.unwrap();
+    world
+        .text(Request::History(History::Unplant { who, repository: "github:ann/app".into(), again: "github:ann/app".into() }))
+        .await
+        .unwrap();
     world.until("it is gone", |world| world.sim.running(&web).is_none()).await;
     assert!(world.state.memory().upstreams.is_empty());
     assert!(hook(&world, "ann/app", "refs/heads/main", &sign(&secret, "y"), "y").await.is_err());

@@ -90,7 +90,7 @@ async fn a_private_repository_is_planted_and_followed_with_a_deploy_key_and_a_se
     assert_eq!(show().await.host_key, new);
 
     assert!(!format!("{:?}", world.state.memory()).contains("PRIVATE KEY"), "it is in no document of the state");
-    let unplant = History::Unplant { who: ann().to_string(), repository: URI.into() };
+    let unplant = History::Unplant { who: ann().to_string(), repository: URI.into(), again: URI.into() };
     // The deploy may still be saying that it is done.
     let mut gone = world.text(Request::History(unplant.clone())).await;
     for _ in 0..100 {

@@ -122,7 +122,7 @@ async fn each_role_against_each_verb_that_changes_what_runs() {
         "stop api",
         "start api",
         "destroy web nonsense",
-        "unplant app",
+        "unplant app app",
     ];
     // The owner last: what may be unplanted is gone afterwards.
     let table = [
@@ -149,6 +149,30 @@ async fn each_role_against_each_verb_that_changes_what_runs() {
     let told = desk.run(Some(&ann()), "audit").await.out;
     for verb in ["stop web", "start api", "pin web", "unpin web", "destroy web", "unplant app"] {
         assert!(told.contains(verb), "{verb}: {told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_for_one_instance_follows_what_is_about_that_alone() {
+    let (world, _desk) = shared().await;
+    let follows = async |who: &KeyId, job: &str| {
+        world.handle.ask(Request::Follow { who: who.to_string(), job: job.to_owned() }).await.is_ok()
+    };
+    let restart = async |instance: &str| {
+        world.text(Request::Restart { who: ann().to_string(), instance: instance.to_owned() }).await.unwrap()
+    };
+    let (web, api) = (restart("web").await, restart("api").await);
+    for job in [&web, &api] {
+        assert_eq!(world.follow(job).await.0, Outcome::Done);
+    }
+    let commit = world.commit("app", &[]);
+    let deploy = world.pushed(&ann(), "app", &commit, "deploy").await.unwrap().job;
+    assert_eq!(world.follow(&deploy).await.0, Outcome::Done);
+    for (who, may) in [("web only", [true, false, false]), ("reader", [true; 3]), ("expired", [false; 3]), ("stranger", [false; 3])]
+    {
+        for (job, may) in [&web, &api, &deploy].into_iter().zip(may) {
+            assert_eq!(follows(&person(who).0, job).await, may, "{who}: {job} of {web} {api} {deploy}");
+        }
     }
 }
 

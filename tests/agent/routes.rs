@@ -151,7 +151,7 @@ async fn the_first_claim_stands_and_what_is_given_back_is_free() {
     let job = world.text(Request::History(destroy)).await.unwrap();
     world.follow(&job).await;
     assert_eq!(push(&world, "app", port(2525)).await.0, Outcome::Done);
-    let unplant = History::Unplant { who: ann().to_string(), repository: "app".into() };
+    let unplant = History::Unplant { who: ann().to_string(), repository: "app".into(), again: "app".into() };
     world.text(Request::History(unplant)).await.unwrap();
     let (outcome, said) = push(&world, "other", port(2525)).await;
     assert_eq!(outcome, Outcome::Done, "{said}");

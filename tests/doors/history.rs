@@ -63,8 +63,8 @@ impl History {
             _ => job(instance),
         }
     }
-    fn unplant(&self, _who: &str, repository: &str) -> Result<String, Refusal> {
-        self.asked(&["unplant", repository]);
+    fn unplant(&self, _who: &str, repository: &str, again: &str) -> Result<String, Refusal> {
+        self.asked(&["unplant", repository, again]);
         match repository {
             "my-app" => {
                 Ok(r#"{"version":1,"namespace":"s-a","flake":"silo:my-app","job":"job-1","kept":["the volume web/data (64Mi)"]}"#
@@ -94,7 +94,7 @@ async fn each_verb_asks_what_was_typed_and_follows_to_the_end() {
         (&["stop", "web"], "stop web", "running web"),
         (&["start", "web"], "start web", "running web"),
         (&["destroy", "web", "web"], "destroy web web", "running web"),
-        (&["unplant", "my-app.git"], "unplant my-app", "the volume web/data (64Mi)"),
+        (&["unplant", "my-app.git", "my-app"], "unplant my-app my-app", "the volume web/data (64Mi)"),
     ];
     for (words, asked, shown) in table {
         world.ssh("ann", words).await.ok().out_has(shown);
@@ -104,6 +104,35 @@ async fn each_verb_asks_what_was_typed_and_follows_to_the_end() {
             serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|error| panic!("{words:?}: {line}: {error}"));
         }
         history.last();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_a_terminal_the_name_of_what_is_taken_away_is_asked_for_again() {
+    let (world, history) = world().await;
+    let table = [
+        (&["destroy", "my-app/web"][..], "wex\x7fb\r", 0, "destroy my-app/web web", "off this host"),
+        (&["destroy", "web"], "everything\x15web\r", 0, "destroy web web", "running web"),
+        (&["destroy", "web"], "api\r", 2, "", "that is not web: nothing was changed"),
+        (&["destroy", "web"], "\r", 2, "", "nothing was changed"),
+        (&["destroy", "web"], "\x03", 130, "", "Its name again"),
+        (&["unplant", "my-app"], "my-app\r", 0, "unplant my-app my-app", "all instances of my-app"),
+        (&["unplant", "my-app"], "web\r", 2, "", "that is not my-app"),
+        // Nobody is asked who could not answer: the agent says what is missing.
+        (&["destroy", "web", "--json"], "web\r", 2, "destroy web ", "destroy web web"),
+    ];
+    for (words, typed, code, asked, shown) in table {
+        let mut command = tokio::process::Command::new("ssh");
+        command.arg("-tt").env("TERM", "xterm").args(world.options("ann")).arg("127.0.0.1").args(words);
+        let mut client =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let mut stdin = client.stdin.take().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, typed.as_bytes()).await.unwrap();
+        let output = tokio::time::timeout(Duration::from_secs(20), client.wait_with_output()).await.expect("it ends").unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!((output.status.code(), history.last().as_str()), (Some(code), asked), "{words:?} {typed:?}: {said}");
+        assert!(said.contains(shown), "{words:?} {typed:?}: {said}");
     }
 }
 

@@ -118,8 +118,9 @@ impl HistoryFace {
         #[zbus(connection)] connection: &zbus::Connection,
         who: String,
         repository: String,
+        again: String,
     ) -> Result<String, Refusal> {
         self.callers.check(&header, connection, &who).await?;
-        self.text(History::Unplant { who, repository }).await
+        self.text(History::Unplant { who, repository, again }).await
     }
 }

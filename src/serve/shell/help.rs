@@ -119,7 +119,8 @@ const VERBS: [Verb; 26] = [
         name: "destroy",
         usage: "destroy [REPO/]INSTANCE INSTANCE",
         short: "take an instance off this host",
-        long: "Asks for its name a second time. Its volumes are kept, and listed by status. A push, or deploy REPO, makes it anew.",
+        long: "Without the second INSTANCE it asks for the name again at a terminal (ssh -t), and refuses elsewhere. Its volumes are kept, and \
+               listed by status. A push, or deploy REPO, makes it anew.",
         operator: false,
     },
     Verb {
@@ -180,9 +181,10 @@ const VERBS: [Verb; 26] = [
     },
     Verb {
         name: "unplant",
-        usage: "unplant REPO",
+        usage: "unplant REPO REPO",
         short: "end what plant began",
-        long: "Stops its instances and takes them off this host. The repository and all volumes are kept, and listed.",
+        long: "Stops its instances and takes them off this host. Without the second REPO it asks for the name again at a terminal (ssh -t), and \
+               refuses elsewhere, if there are any. The repository and all volumes are kept, and listed.",
         operator: false,
     },
     Verb {

@@ -17,7 +17,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
     pub(super) async fn history(&mut self, verb: &str, rest: &[String]) -> Result<u8, End> {
         let proxy = HistoryProxy::builder(self.agent.inner().connection()).cache_properties(zbus::proxy::CacheProperties::No);
         let history = proxy.build().await.map_err(Refusal::from)?;
-        let most = if matches!(verb, "rollback" | "destroy") { 2 } else { 1 };
+        let most = if matches!(verb, "rollback" | "destroy" | "unplant") { 2 } else { 1 };
         let arguments = Arguments::parse(verb, rest, &[], &[], most)?;
         let json = arguments.json;
         let repository = |word: &str| word.strip_suffix(".git").unwrap_or(word).to_owned();
@@ -48,7 +48,11 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             }
             "unplant" => {
                 let name = repository(arguments.required(0, "a repository: unplant my-app")?);
-                let document = ask::within(history.unplant(&who, &name)).await?;
+                let again = match more {
+                    "" => self.name_again(&name, "takes all instances of", json).await?,
+                    again => repository(again),
+                };
+                let document = ask::within(history.unplant(&who, &name, &again)).await?;
                 let unplanted: Unplanted = serde_json::from_str(&document).map_err(show::unreadable)?;
                 let shown = if json { format!("{document}\n") } else { unplanted_words(&unplanted) };
                 self.print(&shown).await?;
@@ -57,7 +61,14 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             "rollback" => ask::within(history.rollback(&who, instance()?, more)).await?,
             "stop" => ask::within(history.stop(&who, instance()?)).await?,
             "start" => ask::within(history.start(&who, instance()?)).await?,
-            _ => ask::within(history.destroy(&who, instance()?, more)).await?,
+            _ => {
+                let asked = instance()?;
+                let again = match more {
+                    "" => self.name_again(asked.rsplit('/').next().unwrap_or(asked), "takes", json).await?,
+                    again => again.to_owned(),
+                };
+                ask::within(history.destroy(&who, asked, &again)).await?
+            }
         };
         self.follow(&job, json).await
     }

@@ -300,7 +300,7 @@ mod tests {
              \x20 no longer declared, kept: web/data (64Mi)\n\
              silo:other  not planted: plant silo:other CODE\n"
         );
-        let coloured = status(&example(), 1300, Look { terminal: true, colour: true }, false);
+        let coloured = status(&example(), 1300, Look { terminal: true, colour: true, ..Look::default() }, false);
         assert!(coloured.contains("\x1b[32mrunning\x1b[0m  5 min") && coloured.contains("\x1b[31mfailed\x1b[0m   5 min"));
     }
 
