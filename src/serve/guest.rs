@@ -95,6 +95,7 @@ fn config() -> client::Config {
 
 /// Gets `who` into the instance that they call `instance`, to do `act`; `what` says in words what that is.
 pub async fn enter(agent: &SeedProxy<'_>, who: &str, instance: &str, act: Act, what: &str) -> Asked<Guest> {
+    let instance = ask::text(instance)?;
     let failed = |error: &dyn std::fmt::Display| Refusal::Failed(format!("could not get into {instance}: {error}"));
     let key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(|error| failed(&error))?;
     let public = key.public_key().to_openssh().map_err(|error| failed(&error))?;

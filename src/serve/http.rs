@@ -229,7 +229,10 @@ async fn heard(shared: &Shared, request: Request<Body>) -> Result<Response, Resp
         let proxy = GitHubProxy::builder(bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
         proxy.hook(&told.repository, &told.branch, &signature, &body).await
     };
-    let heard = ask::within(asked).await;
+    let heard = match ask::text(&told.repository).and(ask::text(&told.branch)) {
+        Ok(_) => ask::within(asked).await,
+        Err(refusal) => Err(refusal),
+    };
     drop(turn);
     match heard {
         Ok(word) => {

@@ -140,6 +140,10 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
         if text.trim().is_empty() {
             return Err(Refusal::Invalid(format!("there is no token on standard input: ssh HOST {verb} <FILE")).into());
         }
+        // As `ask::text`, without showing it.
+        if text.contains('\0') {
+            return Err(Refusal::Invalid("a token has no byte 0 in it".into()).into());
+        }
         Ok(text)
     }
 }
