@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 #![allow(clippy::disallowed_methods, reason = "this room meets the environment")]
 
+mod inside;
 mod log;
 
 use std::{
@@ -29,7 +30,7 @@ use crate::{
         fetch::{Credential, Fetcher},
         nix::{NixBuilder, NixSettings},
     },
-    bus::SeedProxy,
+    bus::{Refusal, SeedProxy},
     config::{self, Config, ConfigError},
     host::{Machine, hypervisor},
     launch,
@@ -358,10 +359,17 @@ fn ask(words: &[String]) -> anyhow::Result<ExitCode> {
         }
         None => {}
     }
+    let visit = match inside::Visit::is(words).then(|| inside::Visit::parse(words)).transpose() {
+        Ok(visit) => visit,
+        Err(refusal) => return Ok(refused(words, &refusal)),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("could not start the runtime")?;
     runtime.block_on(async {
         let bus = zbus::Connection::system().await.context("could not reach the system bus")?;
         let agent = SeedProxy::new(&bus).await.context("could not reach the agent")?;
+        if let Some(visit) = visit {
+            return Ok(visit.run(&agent, json(words)).await.unwrap_or_else(|refusal| refused(words, &refusal)));
+        }
         let terminal = std::io::stdout().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
         let asking = match terminal && std::io::stdin().is_terminal() {
@@ -373,6 +381,17 @@ fn ask(words: &[String]) -> anyhow::Result<ExitCode> {
         let code = serve::shell::run(words, None, &agent, input, out, errors, look).await;
         Ok(ExitCode::from(code))
     })
+}
+
+/// Whether documents are asked for. What stands behind the instance of `exec` is not for us.
+fn json(words: &[String]) -> bool {
+    matches!(words.first().map(String::as_str), Some("cp" | "forward")) && words.iter().any(|word| word == "--json")
+}
+
+/// Says why a verb about the inside of an instance was not done.
+fn refused(words: &[String], refusal: &Refusal) -> ExitCode {
+    eprintln!("{}", serve::shell::error_line(refusal, json(words)));
+    ExitCode::from(refusal.exit_code())
 }
 
 /// The exit code of an error that no verb has turned into one.

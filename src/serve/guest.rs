@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use russh::{
-    Channel, Preferred, SshId,
+    Channel, Preferred, Pty, SshId,
     client::{self, AuthResult, Handle, Msg},
     kex,
     keys::{Algorithm, Certificate, PrivateKey, PublicKeyOrCertificate, key::safe_rng},
@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     ask::{self, Asked},
+    command::Inside,
     ssh::flow::{Gate, Tide},
 };
 use crate::bus::{
@@ -30,6 +31,16 @@ const PATIENCE: Duration = Duration::from_secs(45);
 const WINDOW: u32 = 24 << 10;
 /// More of what is going to be done is not put on record.
 const MAX_RECORD: usize = 4 << 10;
+
+/// A terminal that somebody has.
+#[derive(Debug, Clone)]
+pub struct Terminal {
+    /// `xterm-256color`
+    pub name: String,
+    /// Columns, rows, and the same in pixels.
+    pub size: [u32; 4],
+    pub modes: Vec<(Pty, u32)>,
+}
 
 /// A way into one guest. Whoever drops it leaves.
 pub struct Guest {
@@ -125,6 +136,30 @@ pub async fn enter(agent: &SeedProxy<'_>, who: &str, instance: &str, act: Act, w
     }
 }
 
+/// Gets `who` into an instance, and begins there what they want.
+pub async fn visit(
+    agent: &SeedProxy<'_>,
+    who: &str,
+    instance: &str,
+    inside: &Inside,
+    terminal: Option<&Terminal>,
+) -> Asked<(Guest, Channel<Msg>)> {
+    let (act, what) = match inside {
+        Inside::Exec(line) => (Act::Exec, String::from_utf8_lossy(line).into_owned()),
+        Inside::Shell => (Act::Exec, "a shell".to_owned()),
+        Inside::Scp(line) => (Act::Copy, format!("scp {line}")),
+        Inside::Port(port) => (Act::Forward, format!("port {port}")),
+    };
+    let guest = enter(agent, who, instance, act, &what).await?;
+    match guest.begin(inside, terminal).await {
+        Ok(channel) => Ok((guest, channel)),
+        Err(russh::Error::ChannelOpenFailure(_)) if act == Act::Forward => {
+            Err(Refusal::Failed(format!("nothing in {instance} listens on {what}")))
+        }
+        Err(error) => Err(Refusal::Failed(format!("{instance} did not do it: {error}"))),
+    }
+}
+
 /// The beginning of a text.
 fn record(what: &str) -> String {
     let end = (0..=MAX_RECORD.min(what.len())).rev().find(|at| what.is_char_boundary(*at)).unwrap_or(0);
@@ -136,6 +171,22 @@ impl Guest {
     /// A channel for a command, a shell or a subsystem.
     pub async fn session(&self) -> Result<Channel<Msg>, russh::Error> {
         self.session.channel_open_session().await
+    }
+
+    async fn begin(&self, inside: &Inside, terminal: Option<&Terminal>) -> Result<Channel<Msg>, russh::Error> {
+        if let Inside::Port(port) = inside {
+            return self.port(*port).await;
+        }
+        let channel = self.session().await?;
+        if let Some(Terminal { name, size: [columns, rows, width, height], modes }) = terminal {
+            channel.request_pty(false, name, *columns, *rows, *width, *height, modes).await?;
+        }
+        match inside {
+            Inside::Exec(line) => channel.exec(true, line.clone()).await?,
+            Inside::Scp(line) => channel.exec(true, format!("scp {line}")).await?,
+            Inside::Shell | Inside::Port(_) => channel.request_shell(true).await?,
+        }
+        Ok(channel)
     }
 
     /// A channel to a TCP port of the guest's own.

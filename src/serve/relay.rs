@@ -5,8 +5,11 @@
 //! to be sent more than the client takes is not to read, and that holds up all of a connection.
 
 use russh::{Channel, ChannelMsg, ChannelWriteHalf, Sig, client::Msg as ToGuest, server::Msg as ToClient};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    io::{AsyncWriteExt, Stderr, Stdout},
+    sync::mpsc,
+};
+use tokio_util::{bytes::Bytes, sync::CancellationToken};
 
 use super::ssh::flow::Intake;
 
@@ -38,9 +41,102 @@ pub enum Ended {
     Lost,
 }
 
+/// Somebody on this host itself.
+pub struct Here {
+    /// Standard input.
+    pub input: mpsc::Receiver<Bytes>,
+    pub controls: mpsc::Receiver<Control>,
+    pub gone: CancellationToken,
+}
+
+/// What somebody sends.
+enum Input {
+    Client(Intake),
+    Here(mpsc::Receiver<Bytes>),
+}
+
+impl Input {
+    async fn next(&mut self) -> Option<Bytes> {
+        match self {
+            Self::Client(intake) => intake.next().await,
+            Self::Here(input) => input.recv().await,
+        }
+    }
+}
+
+/// Where what a guest says goes.
+enum Output<'a> {
+    Client(&'a ChannelWriteHalf<ToClient>),
+    Here(Stdout, Stderr),
+}
+
+/// Whoever is there takes nothing any more.
+struct Deaf;
+
+impl From<russh::Error> for Deaf {
+    fn from(_: russh::Error) -> Self {
+        Self
+    }
+}
+
+impl From<std::io::Error> for Deaf {
+    fn from(_: std::io::Error) -> Self {
+        Self
+    }
+}
+
+impl Output<'_> {
+    async fn data(&mut self, bytes: Bytes) -> Result<(), Deaf> {
+        match self {
+            Self::Client(write) => write.data_bytes(bytes).await?,
+            Self::Here(out, _) => {
+                out.write_all(&bytes).await?;
+                out.flush().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn errors(&mut self, bytes: Bytes) -> Result<(), Deaf> {
+        match self {
+            Self::Client(write) => write.extended_data_bytes(1, bytes).await?,
+            Self::Here(_, errors) => {
+                errors.write_all(&bytes).await?;
+                errors.flush().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn eof(&mut self) -> Result<(), Deaf> {
+        match self {
+            Self::Client(write) => Ok(write.eof().await?),
+            // Standard output ends with the process.
+            Self::Here(..) => Ok(()),
+        }
+    }
+}
+
 /// Passes everything on until the guest closes its channel, or the client goes.
 pub async fn relay(client: Client<'_>, guest: Channel<ToGuest>) -> Ended {
-    let Client { mut input, mut controls, write, gone } = client;
+    let Client { input, controls, write, gone } = client;
+    pass(Input::Client(input), controls, Output::Client(write), gone, guest).await
+}
+
+/// The same between a guest and the standard streams of this process.
+pub async fn here(here: Here, guest: Channel<ToGuest>) -> Ended {
+    let Here { input, controls, gone } = here;
+    let output = Output::Here(tokio::io::stdout(), tokio::io::stderr());
+    pass(Input::Here(input), controls, output, gone, guest).await
+}
+
+async fn pass(
+    mut input: Input,
+    mut controls: mpsc::Receiver<Control>,
+    mut output: Output<'_>,
+    gone: CancellationToken,
+    guest: Channel<ToGuest>,
+) -> Ended {
     let (mut from_guest, to_guest) = guest.split();
     let feed = async {
         while let Some(bytes) = input.next().await {
@@ -67,9 +163,9 @@ pub async fn relay(client: Client<'_>, guest: Channel<ToGuest>) -> Ended {
         // While the client takes nothing, neither do we: that is the only channel of this connection.
         while let Some(message) = from_guest.wait().await {
             let passed = match message {
-                ChannelMsg::Data { data } => write.data_bytes(data).await,
-                ChannelMsg::ExtendedData { data, ext: 1 } => write.extended_data_bytes(1, data).await,
-                ChannelMsg::Eof => write.eof().await,
+                ChannelMsg::Data { data } => output.data(data).await,
+                ChannelMsg::ExtendedData { data, ext: 1 } => output.errors(data).await,
+                ChannelMsg::Eof => output.eof().await,
                 ChannelMsg::ExitStatus { exit_status } => {
                     ended = Ended::Code(exit_status);
                     Ok(())

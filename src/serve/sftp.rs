@@ -4,12 +4,18 @@
 //! Of the protocol (version 3, what everybody speaks) only the heads of packets and the paths in them are read. No extension is
 //! announced, so that no path hides in one.
 
+pub mod wire;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
 use tokio::sync::{Mutex, mpsc};
-use tokio_util::bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio_util::bytes::{BufMut, Bytes, BytesMut};
 
+use self::wire::{
+    ATTRS, EXTENDED, FAILURE, INIT, LSTAT, MKDIR, NAME, NO_SUCH_FILE, OPEN, OPENDIR, PERMISSION_DENIED, Packets, READLINK,
+    REALPATH, REMOVE, RENAME, RMDIR, SETSTAT, STAT, STATUS, SYMLINK, UNSUPPORTED, VERSION, packet, string, take,
+};
 use super::{
     Doors, ask,
     command::place,
@@ -22,79 +28,8 @@ use crate::{
     spec::caller::Caller,
 };
 
-/// The longest packet, as OpenSSH has it.
-const MAX_PACKET: usize = 256 << 10;
 /// How long a guest's sftp server may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-const INIT: u8 = 1;
-const VERSION: u8 = 2;
-const OPEN: u8 = 3;
-const LSTAT: u8 = 7;
-const SETSTAT: u8 = 9;
-const OPENDIR: u8 = 11;
-const REMOVE: u8 = 13;
-const MKDIR: u8 = 14;
-const RMDIR: u8 = 15;
-const REALPATH: u8 = 16;
-const STAT: u8 = 17;
-const RENAME: u8 = 18;
-const READLINK: u8 = 19;
-const SYMLINK: u8 = 20;
-const STATUS: u8 = 101;
-const NAME: u8 = 104;
-const ATTRS: u8 = 105;
-const EXTENDED: u8 = 200;
-
-const NO_SUCH_FILE: u32 = 2;
-const PERMISSION_DENIED: u32 = 3;
-const FAILURE: u32 = 4;
-const UNSUPPORTED: u32 = 8;
-
-/// Packets out of a stream of bytes.
-#[derive(Debug, Default)]
-struct Packets(BytesMut);
-
-impl Packets {
-    fn put(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
-    }
-
-    /// The next packet without its length, if it is there whole. `Err` if what is there is none.
-    fn next(&mut self) -> Result<Option<Bytes>, ()> {
-        let Some(head) = self.0.first_chunk::<4>() else { return Ok(None) };
-        let length = u32::from_be_bytes(*head) as usize;
-        if length == 0 || length > MAX_PACKET {
-            return Err(());
-        }
-        if self.0.len() < 4 + length {
-            return Ok(None);
-        }
-        self.0.advance(4);
-        Ok(Some(self.0.split_to(length).freeze()))
-    }
-}
-
-fn packet(kind: u8, body: &[u8]) -> Bytes {
-    let mut made = BytesMut::with_capacity(5 + body.len());
-    made.put_u32(1 + body.len() as u32);
-    made.put_u8(kind);
-    made.put_slice(body);
-    made.freeze()
-}
-
-fn string(into: &mut BytesMut, text: &[u8]) {
-    into.put_u32(text.len() as u32);
-    into.put_slice(text);
-}
-
-/// Takes a string off the front.
-fn take<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = u32::from_be_bytes(*from.first_chunk()?) as usize;
-    let text = from.get(4..4usize.checked_add(length)?)?;
-    *from = &from[4 + length..];
-    Some(text)
-}
 
 fn status(id: u32, code: u32, text: &str) -> Bytes {
     let mut body = BytesMut::new();
@@ -310,7 +245,7 @@ impl Asking<'_> {
             Meaning::Unsupported { id } => status(id, UNSUPPORTED, "no extension is known here"),
             Meaning::Root { id, kind: REALPATH } => name(id, b"/"),
             // Its permissions say that it is a folder.
-            Meaning::Root { id, kind: STAT | LSTAT } => self::packet(ATTRS, &[id, 4, 0o40555].map(u32::to_be_bytes).concat()),
+            Meaning::Root { id, kind: STAT | LSTAT } => wire::packet(ATTRS, &[id, 4, 0o40555].map(u32::to_be_bytes).concat()),
             Meaning::Root { id, .. } | Meaning::Nowhere { id } => {
                 if !self.hinted {
                     let hint = "a path here is INSTANCE:/PATH, as in web:/etc/hosts (ssh HOST status lists your instances)";
@@ -348,7 +283,7 @@ impl Asking<'_> {
 }
 
 /// Starts an sftp server in a guest and greets it. `None` if there is none.
-async fn open(guest: &Guest) -> Option<(Channel<client::Msg>, Packets)> {
+pub async fn open(guest: &Guest) -> Option<(Channel<client::Msg>, Packets)> {
     let mut channel = guest.session().await.ok()?;
     channel.request_subsystem(true, "sftp").await.ok()?;
     let mut packets = Packets::default();

@@ -44,6 +44,8 @@ pub fn alone(words: &[String], operator: bool) -> Option<Result<String, Refusal>
             None => Ok(help::all(operator)),
         }),
         verb if !help::known(verb) => Some(Err(help::unknown(verb, operator))),
+        // What stands behind an instance is for what runs there.
+        "exec" if rest.first().is_none_or(|word| word != "--help" && word != "-h") => None,
         verb if rest.iter().any(|word| word == "--help" || word == "-h") => Some(help::of(verb, operator)),
         _ => None,
     }
@@ -110,19 +112,22 @@ where
         Ok(code) => code,
         Err(End::Gone) => 1,
         Err(End::Refused(refusal)) => {
-            let text = if json {
-                let (kind, words) = (kind(&refusal), ask::words(&refusal));
-                format!("{}\n", serde_json::json!({ "version": 1, "error": { "kind": kind, "text": words } }))
-            } else {
-                format!("error: {}\n", ask::words(&refusal))
-            };
             // There is nobody left to tell.
-            drop(err.write_all(text.as_bytes()).await);
+            drop(err.write_all(format!("{}\n", error_line(&refusal, json)).as_bytes()).await);
             refusal.exit_code()
         }
     };
     drop((out.flush().await, err.flush().await));
     code
+}
+
+/// How a refusal is told.
+pub fn error_line(refusal: &Refusal, json: bool) -> String {
+    let words = ask::words(refusal);
+    match json {
+        true => serde_json::json!({ "version": 1, "error": { "kind": kind(refusal), "text": words } }).to_string(),
+        false => format!("error: {words}"),
+    }
 }
 
 /// The document of `whoami`.
@@ -200,11 +205,8 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 self.print(&shown).await
             }
             "invite" => self.invite(rest).await,
-            // Over SSH the door takes these before they come here; copies have no command at all.
-            "exec" | "shell" | "forward" if operator => {
-                Err(Refusal::Invalid(format!("{verb} goes over SSH: ssh HOST {}", words.join(" "))).into())
-            }
-            "cp" => self.print(&help::of(verb, operator)?).await,
+            // The door and the command line take these before they come here; over SSH, copies have no command at all.
+            "exec" | "shell" | "forward" | "cp" => self.print(&help::of(verb, operator)?).await,
             "domain" => self.domain(rest).await,
             "repo" => self.repo(rest).await,
             "quota" => self.quota(rest).await,

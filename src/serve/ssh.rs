@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     flow::{Gate, Intake, Tide, WINDOW},
     forwards::{Forward, Forwards},
-    inside::{Terminal, Visit},
+    inside::Visit,
     lines::Lines,
 };
 use super::{
@@ -42,6 +42,7 @@ use super::{
     command::{self, Command},
     crowd::{Crowd, Place},
     git::{self, Outlet},
+    guest::Terminal,
     receive::Push,
     relay::{Client, Ended},
     shell::{self, Asking, Look},

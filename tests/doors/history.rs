@@ -137,6 +137,21 @@ async fn at_a_terminal_the_name_of_what_is_taken_away_is_asked_for_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_operator_is_asked_for_the_name_again_too() {
+    let (world, history) = world().await;
+    for (typed, code, asked) in [("web\n", "code=0", "destroy web web"), ("api\n", "code=2", "")] {
+        let mut child = crate::host::at_a_terminal(&world, "destroy web");
+        tokio::io::AsyncWriteExt::write_all(child.stdin.as_mut().unwrap(), typed.as_bytes()).await.unwrap();
+        let stdin = child.stdin.take();
+        let output = tokio::time::timeout(Duration::from_secs(20), child.wait_with_output()).await.expect("it ends").unwrap();
+        drop(stdin);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(code) && said.contains("Its name again"), "{said}");
+        assert_eq!(history.last(), asked, "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_likeliest_mistakes_are_told_apart() {
     let (world, _) = world().await;
     let table: [(&[&str], i32, &str); 9] = [

@@ -10,6 +10,7 @@ mod dns_servers;
 mod domain;
 mod guests;
 mod history;
+mod host;
 mod hook;
 mod inside;
 mod push;

@@ -211,12 +211,44 @@ const VERBS: [Verb; 26] = [
     Verb { name: "help", usage: "help [VERB]", short: "this, or more about one verb", long: "", operator: false },
 ];
 
+/// What is different on the host itself: the usage of a verb, what it does, and more about that.
+fn on_host(verb: &str) -> Option<(&'static str, &'static str, &'static str)> {
+    Some(match verb {
+        "exec" => (
+            "exec [-t] [REPO/]INSTANCE -- COMMAND",
+            "run a command inside of an instance, as its root",
+            "The words are put together with blanks and are for the instance's own shell. Standard streams may be of any size; with -t (--tty) \
+             it has your terminal. Signals are passed on. The exit code is the command's, 128 and the signal that ended it, or 255 if the \
+             connection was lost.",
+        ),
+        "shell" => (
+            "shell [REPO/]INSTANCE",
+            "a shell inside of an instance",
+            "At a terminal it has one. Otherwise it reads commands from standard input.",
+        ),
+        "cp" => (
+            "cp [-r] FILE INSTANCE:/PATH | INSTANCE:/PATH FILE",
+            "copy files into an instance, or out of it",
+            "A path in an instance begins with [REPO/]INSTANCE and a colon; without a slash it is in root's home. -r (--recursive) copies a \
+             folder and all that is in it, but for links and devices. A file here with a colon in its name is ./a:b.",
+        ),
+        "forward" => (
+            "forward [REPO/]INSTANCE PORT [LOCALPORT]",
+            "a TCP port of an instance at 127.0.0.1, until Ctrl-C",
+            "At LOCALPORT, or at PORT if none is given; 0 is any that is free. The instance needs to expose nothing.",
+        ),
+        _ => return None,
+    })
+}
+
 /// An option of a verb: its long name, its short one, the name of its value if it takes one, and what it does.
 pub type VerbOption = (&'static str, Option<char>, Option<&'static str>, &'static str);
 
 /// The options of a verb, for completion and manual pages.
 fn options(verb: &str) -> &'static [VerbOption] {
     match verb {
+        "exec" => &[("tty", Some('t'), None, "With your terminal")],
+        "cp" => &[("recursive", Some('r'), None, "A folder and all that is in it")],
         "status" => &[("watch", Some('w'), None, "Draw it again every 2 seconds")],
         "logs" => &[
             ("follow", Some('f'), None, "Go on until it is stopped"),
@@ -249,15 +281,19 @@ pub struct Known {
     pub options: &'static [VerbOption],
 }
 
-/// Every verb, in the order of the help.
+/// Every verb, in the order of the help, as it is on the host.
 pub fn verbs() -> impl Iterator<Item = Known> {
-    VERBS.iter().map(|verb| Known {
-        name: verb.name,
-        usage: verb.usage,
-        short: verb.short,
-        long: verb.long,
-        options: options(verb.name),
+    VERBS.iter().map(|verb| {
+        let (usage, short, long) = verb.words(true);
+        Known { name: verb.name, usage, short, long, options: options(verb.name) }
     })
+}
+
+impl Verb {
+    /// Its usage, what it does, and more about that.
+    fn words(&self, operator: bool) -> (&'static str, &'static str, &'static str) {
+        on_host(self.name).filter(|_| operator).unwrap_or((self.usage, self.short, self.long))
+    }
 }
 
 fn visible(operator: bool) -> impl Iterator<Item = &'static Verb> {
@@ -277,15 +313,17 @@ pub(super) fn known(verb: &str) -> bool {
 pub(super) fn all(operator: bool) -> String {
     let mut text = String::from("Seed runs NixOS instances from git repositories.\n\n");
     for verb in visible(operator) {
+        let (usage, short, _) = verb.words(operator);
         let usage = match verb.name {
             "invite" => "invite new | list | revoke ID",
             "domain" => "domain add | remove | list",
             "repo" => "repo list | visibility | rename | delete",
             "logs" => "logs [REPO/]INSTANCE [-f] [-n N] …",
             "remote" => "remote REPO [token | key | …]",
-            _ => verb.usage,
+            "cp" if operator => "cp [-r] FILE INSTANCE:/PATH",
+            _ => usage,
         };
-        text.push_str(&format!("  {} {usage:<38} {}\n", prefix(operator), verb.short));
+        text.push_str(&format!("  {} {usage:<38} {short}\n", prefix(operator)));
     }
     text.push_str(
         "\nEvery verb takes --json. Exit codes: 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 the agent is away.\n",
@@ -302,8 +340,9 @@ pub(super) fn all(operator: bool) -> String {
 /// One verb.
 pub(super) fn of(verb: &str, operator: bool) -> Result<String, Refusal> {
     let found = visible(operator).find(|known| known.name == verb).ok_or_else(|| unknown(verb, operator))?;
-    let long = if found.long.is_empty() { String::new() } else { format!("\n{}\n", found.long) };
-    Ok(format!("{} {}\n  {}\n{long}", prefix(operator), found.usage, found.short))
+    let (usage, short, long) = found.words(operator);
+    let long = if long.is_empty() { String::new() } else { format!("\n{long}\n") };
+    Ok(format!("{} {usage}\n  {short}\n{long}", prefix(operator)))
 }
 
 /// The refusal of a verb that does not exist, with the one that was meant.
@@ -362,7 +401,7 @@ mod tests {
             }
         }
         for verb in &VERBS {
-            assert!(of(verb.name, true).unwrap().contains(verb.usage));
+            assert!(of(verb.name, true).unwrap().contains(verb.words(true).0));
             assert_eq!(of(verb.name, false).is_err(), verb.operator);
         }
         assert!(all(true).contains("invite new") && !all(false).contains("invite new"));

@@ -1,35 +1,22 @@
 //! Commands, shells and copies inside of a guest, for a client of the SSH door.
 
-use russh::{Channel, ChannelWriteHalf, Pty, client, server::Msg};
+use russh::{ChannelWriteHalf, server::Msg};
 use tokio::io::AsyncWriteExt;
 
 use super::{
     super::{
         Doors, ask,
         command::Inside,
-        guest::{self, Guest},
+        guest::{self, Terminal},
         relay::{self, Client, Ended},
         sftp,
     },
     lines::Lines,
 };
-use crate::{
-    bus::{Refusal, guest::Act},
-    spec::caller::Caller,
-};
+use crate::{bus::Refusal, spec::caller::Caller};
 
 /// The exit code when what ran was lost, as OpenSSH has it.
 const LOST: u32 = 255;
-
-/// A terminal that a client has.
-#[derive(Debug, Clone)]
-pub struct Terminal {
-    /// `xterm-256color`
-    pub name: String,
-    /// Columns, rows, and the same in pixels.
-    pub size: [u32; 4],
-    pub modes: Vec<(Pty, u32)>,
-}
 
 /// What a client asks for inside of an instance.
 pub struct Visit<'a> {
@@ -60,43 +47,12 @@ impl Visit<'_> {
     }
 
     async fn visit(&self, client: Client<'_>) -> Result<Ended, Refusal> {
-        let (act, what) = match &self.inside {
-            Inside::Exec(line) => (Act::Exec, String::from_utf8_lossy(line).into_owned()),
-            Inside::Shell => (Act::Exec, "a shell".to_owned()),
-            Inside::Scp(line) => (Act::Copy, format!("scp {line}")),
-            Inside::Port(port) => (Act::Forward, format!("port {port}")),
-        };
-        let guest = guest::enter(&self.doors.agent, self.who.as_str(), &self.instance, act, &what).await?;
-        let channel = self.open(&guest).await.map_err(|error| self.lost(&error))?;
+        let (agent, who, terminal) = (&self.doors.agent, self.who.as_str(), self.terminal.as_ref());
+        let (guest, channel) = guest::visit(agent, who, &self.instance, &self.inside, terminal).await?;
         let ended = relay::relay(client, channel).await;
         // A port has no exit code: that it was closed is all there is to know.
         let port_closed = matches!((&self.inside, &ended), (Inside::Port(_), Ended::Lost)) && !guest.is_closed();
         Ok(if port_closed { Ended::Code(0) } else { ended })
-    }
-
-    async fn open(&self, guest: &Guest) -> Result<Channel<client::Msg>, russh::Error> {
-        if let Inside::Port(port) = self.inside {
-            return guest.port(port).await;
-        }
-        let channel = guest.session().await?;
-        if let Some(Terminal { name, size: [columns, rows, width, height], modes }) = &self.terminal {
-            channel.request_pty(false, name, *columns, *rows, *width, *height, modes).await?;
-        }
-        match &self.inside {
-            Inside::Exec(line) => channel.exec(true, line.clone()).await?,
-            Inside::Scp(line) => channel.exec(true, format!("scp {line}")).await?,
-            Inside::Shell | Inside::Port(_) => channel.request_shell(true).await?,
-        }
-        Ok(channel)
-    }
-
-    fn lost(&self, error: &russh::Error) -> Refusal {
-        Refusal::Failed(match (error, &self.inside) {
-            (russh::Error::ChannelOpenFailure(_), Inside::Port(port)) => {
-                format!("nothing in {} listens on port {port}", self.instance)
-            }
-            (error, _) => format!("{} did not do it: {error}", self.instance),
-        })
     }
 }
 
