@@ -17,3 +17,4 @@ mod remote_keys;
 mod restart;
 mod roles;
 mod routes;
+mod ssh;

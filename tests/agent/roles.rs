@@ -197,56 +197,6 @@ async fn only_an_admin_lets_others_in_and_nobody_locks_the_owner_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tenants_do_not_reach_each_other_by_any_verb() {
-    let (world, desk) = shared().await;
-    let bobs = "bobs-app";
-    world.create(&bob(), bobs).await.unwrap();
-    world.table.remove("api");
-    world.table.set("web", "bobs", json!({}));
-    world.commit(bobs, &[]);
-    let code = world.invite(1).await;
-    let job = world.plant(&bob(), bobs, &code).await.unwrap();
-    assert_eq!(world.follow(&job).await.0, Outcome::Done);
-    assert_eq!(desk.run(Some(&bob()), &format!("repo visibility {bobs} private")).await.code, 0);
-    let before = (world.state.memory(), (world.sim.boots(&id(bobs, "web")), world.sim.running(&id(bobs, "web"))));
-    let namespace = id(bobs, "web").namespace.to_string();
-    for line in ["status", "status --json", "repo list", "quota", "audit", "audit --json"] {
-        let said = desk.run(Some(&ann()), line).await;
-        assert!(said.code == 0 && !said.out.contains(&namespace) && !said.out.contains(bob().as_str()), "{line}: {said:?}");
-    }
-    for name in [bobs, namespace.as_str(), "silo:bobs-app", "../bobs-app", "BOBS-APP"] {
-        let lines = [
-            format!("status {name}"),
-            format!("logs {name}/web"),
-            format!("restart {name}/web"),
-            format!("deploy {name}"),
-            format!("deploys {name}"),
-            format!("stop {name}/web"),
-            format!("start {name}/web"),
-            format!("pin {name}/web"),
-            format!("unpin {name}/web"),
-            format!("rollback {name}/web"),
-            format!("destroy {name}/web web"),
-            format!("unplant {name}"),
-            format!("plant silo:{name} nonsense"),
-            format!("quota {name}"),
-            format!("repo visibility {name} public"),
-            format!("repo rename {name} mine"),
-            format!("repo delete {name} {name}"),
-        ];
-        for line in lines {
-            let said = desk.run(Some(&ann()), &line).await;
-            assert!(matches!(said.code, 2..=4) && said.out.is_empty(), "{line}: {said:?}");
-            assert!(
-                !said.err.contains(bob().as_str()) && !said.err.split("; ").skip(1).any(|rest| rest.contains("bobs")),
-                "{line}: {said:?}"
-            );
-        }
-    }
-    assert_eq!((world.state.memory(), (world.sim.boots(&id(bobs, "web")), world.sim.running(&id(bobs, "web")))), before);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_repository_is_renamed_and_deleted_and_the_next_of_its_name_is_empty() {
     let world = World::new().await;
     let desk = Desk::new(&world).await;
