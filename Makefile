@@ -59,8 +59,8 @@ build: tools ## The program, optimized: target/release/seed
 tools: # What building needs of a fresh Debian; installs what is missing
 	@.ci/tools
 
-# strace counts syncs, and kills at each of them; a CA to test with, and the clients that tenants have; DNS servers and clients of others.
-TEST_TOOLS := strace pebble lego certbot caddy openssl curl haproxy dig:bind9-dnsutils delv:bind9-dnsutils kdig:knot-dnsutils knotd:knot unbound
+# strace counts syncs, and kills at each of them; a TPM for the script that keeps a key in it; a CA to test with, and the clients that tenants have; DNS servers and clients of others.
+TEST_TOOLS := strace swtpm tpm2_nvread:tpm2-tools pebble lego certbot caddy openssl curl haproxy dig:bind9-dnsutils delv:bind9-dnsutils kdig:knot-dnsutils knotd:knot unbound
 
 # libFuzzer is C++.
 .PHONY: fuzz-tools
