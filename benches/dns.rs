@@ -58,7 +58,11 @@ fn namespace(n: usize) -> String {
 }
 
 fn entry(n: usize) -> ZoneEntry {
-    ZoneEntry { ipv4: Ipv4Addr::from(0x0a53_0000 + n as u32), ipv6: Ipv6Addr::from((0xfd5e << 112) + n as u128) }
+    ZoneEntry {
+        ipv4: Ipv4Addr::from(0x0a53_0000 + n as u32),
+        ipv6: Ipv6Addr::from((0xfd5e << 112) + n as u128),
+        beside: Vec::new(),
+    }
 }
 
 pub fn zone(names: usize) -> Zone {
@@ -108,7 +112,7 @@ pub async fn hickory(port: u16, count: usize) {
     handler.upsert(Record::from_rdata(origin.clone(), 3600, rr::RData::NS(rdata::NS(origin.clone()))), 1).await;
     for n in 0..count {
         let name = rr::Name::from_ascii(format!("i{n}.{}.seed.example.", namespace(n))).unwrap();
-        let ZoneEntry { ipv4, ipv6 } = entry(n);
+        let ZoneEntry { ipv4, ipv6, .. } = entry(n);
         handler.upsert(Record::from_rdata(name.clone(), 30, rr::RData::A(rdata::A(ipv4))), 1).await;
         handler.upsert(Record::from_rdata(name, 30, rr::RData::AAAA(rdata::AAAA(ipv6))), 1).await;
     }
@@ -174,7 +178,7 @@ impl Serving {
         let mut text =
             "$ORIGIN seed.example.\n@ 3600 SOA ns1 hostmaster 1 3600 600 604800 30\n@ 3600 NS ns1\nns1 A 192.0.2.1\n".to_owned();
         for n in 0..NAMES {
-            let (name, ZoneEntry { ipv4, ipv6 }) = (format!("i{n}.{}", namespace(n)), entry(n));
+            let (name, ZoneEntry { ipv4, ipv6, .. }) = (format!("i{n}.{}", namespace(n)), entry(n));
             writeln!(text, "{name} 30 A {ipv4}\n{name} 30 AAAA {ipv6}").unwrap();
         }
         fs::write(place.join("seed.example.zone"), text).unwrap();

@@ -24,7 +24,7 @@ use seed::{
         address::Lease,
         desired::{Deployment, Desired, Wanted},
         instance::{Instance, Port, Protocol, Rollout, Size},
-        name::{FlakeUri, Generation, InstanceId, InstanceName, KeyId, Namespace, StorePath},
+        name::{FlakeUri, Generation, InstanceName, KeyId, Namespace, SetId, Slot, StorePath},
     },
     state::{Batch, Change, Plant, State, sled::SledState},
 };
@@ -72,7 +72,7 @@ async fn commits(directory: &Path, count: usize, at_once: usize) {
         let began = Instant::now();
         let waiting = (first..count.min(first + at_once)).map(|n| {
             let state = Arc::clone(&state);
-            let id = InstanceId { namespace: namespace(), name: name(n) };
+            let id = SetId { namespace: namespace(), name: name(n), slot: Slot::A };
             tokio::spawn(async move { state.commit(vec![Change::Lease(id, Some(Lease(n as u16)))]).await.expect("a sound disk") })
         });
         for one in waiting.collect::<Vec<_>>() {
@@ -143,7 +143,7 @@ async fn remember(count: usize, tpm: bool) {
         routes: Vec::new(),
     };
     let mut batch: Batch = vec![Change::Repo(repository.name.clone(), Some(repository)), Change::Plant(namespace(), Some(plant))];
-    let id = |n| InstanceId { namespace: namespace(), name: name(n) };
+    let id = |n| SetId { namespace: namespace(), name: name(n), slot: Slot::A };
     batch.extend((0..count).map(|n| Change::Lease(id(n), Some(Lease(n as u16)))));
     batch.push(Change::Want(namespace(), Some(deployment)));
     state.commit(batch).await.expect("a sound disk");
@@ -201,7 +201,7 @@ async fn statuses(count: usize, instances: usize) {
 async fn crowd(count: usize) {
     let layout = layout();
     let wanted = |n: usize| Wanted { instance: instance(false), lease: Lease(n as u16) };
-    let id = |n| InstanceId { namespace: namespace(), name: name(n) };
+    let id = |n| SetId { namespace: namespace(), name: name(n), slot: Slot::A };
     let desired = Desired { instances: (0..count).map(|n| (id(n), wanted(n))).collect(), ..Desired::default() };
     let target = render::target(&desired, &layout);
     let units: Vec<_> = target.instances.values().flat_map(|one| &one.units).collect();
@@ -237,7 +237,7 @@ async fn crowd(count: usize) {
 }
 
 /// The five units of an instance, with `sleep` in the place of everything.
-fn cheap(id: &InstanceId) {
+fn cheap(id: &SetId) {
     let folder = Path::new("/run/systemd/system");
     let helpers = ["store", "tpm", "vsock", "journal"].map(|kind| format!("seed-{kind}@{}.service", id.unit_instance()));
     fs::create_dir_all(folder).unwrap();
@@ -254,7 +254,7 @@ fn cheap(id: &InstanceId) {
 async fn starts(prefix: &str, count: usize) {
     let systemd = Systemd::connect().await.expect("systemd");
     for n in 0..count {
-        let id = InstanceId { namespace: namespace(), name: format!("{prefix}{n}").parse().expect("a name") };
+        let id = SetId { namespace: namespace(), name: format!("{prefix}{n}").parse().expect("a name"), slot: Slot::A };
         cheap(&id);
         systemd.start(&vm_unit(&id), &[&format!("seed-*@{}.service", id.unit_instance())]).await.expect("it starts");
         // A deploy does not wait for the guest either; here it keeps one start from the next.

@@ -228,6 +228,7 @@ async fn agent(config: Config) -> anyhow::Result<()> {
         remotes,
         work,
         parallel: config.build.parallel as usize,
+        drain_secs: config.rollout.drain_secs,
         keep: config.build.keep_generations as usize,
         quota: config.quota.clone(),
         reserved: config.reserved(),

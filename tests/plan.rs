@@ -1,6 +1,9 @@
 //! What holds of every plan, whatever was there and wherever it was cut short: tried on a machine made of memory that refuses a step
 //! which a real one should not be asked for.
 
+#[path = "plan/rollout.rs"]
+mod rollout;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -12,7 +15,7 @@ use seed::{
         address::{Addressing, Lease},
         desired::{Desired, Wanted},
         instance::{Instance, Port, Protocol, Rollout, Size, Volume},
-        name::{InstanceId, StorePath},
+        name::{InstanceId, SetId, Slot, StorePath},
         quantity::Bytes,
     },
 };
@@ -48,8 +51,8 @@ fn layout() -> Layout {
     }
 }
 
-fn ids() -> Vec<InstanceId> {
-    let names = ["s-aaaaaaaaaaaa/web", "s-aaaaaaaaaaaa/db", "s-bbbbbbbbbbbb/web", "s-bbbbbbbbbbbb/worker"];
+fn ids() -> Vec<SetId> {
+    let names = ["s-aaaaaaaaaaaa/web", "s-aaaaaaaaaaaa/web.b", "s-bbbbbbbbbbbb/web", "s-bbbbbbbbbbbb/worker"];
     names.iter().map(|name| name.parse().unwrap()).collect()
 }
 
@@ -94,6 +97,10 @@ fn desired() -> impl Strategy<Value = Desired> {
             if stopped {
                 desired.stopped.insert(id.clone());
             }
+            // Where there are both, the first serves.
+            if id.slot == Slot::B && desired.instances.contains_key(&id.instance().set(Slot::A)) {
+                desired.beside.insert(id.clone());
+            }
             desired.instances.insert(id, Wanted { instance, lease: Lease(lease) });
         }
         desired
@@ -128,14 +135,14 @@ fn event() -> impl Strategy<Value = Event> {
 fn happen(sim: &Sim, event: &Event) {
     let id = |at: &usize| ids()[*at].clone();
     match event {
-        Event::KillVm(at) => sim.kill_vm(&id(at)),
-        Event::KillHelper(at) if sim.running(&id(at)).is_some() => sim.kill_helper(&id(at)),
+        Event::KillVm(at) => sim.kill_vm(id(at)),
+        Event::KillHelper(at) if sim.running(id(at)).is_some() => sim.kill_helper(id(at)),
         Event::KillHelper(_) => {}
-        Event::GiveUp(at) if sim.running(&id(at)).is_some() => sim.give_up(&id(at), "start-limit-hit"),
+        Event::GiveUp(at) if sim.running(id(at)).is_some() => sim.give_up(id(at), "start-limit-hit"),
         Event::GiveUp(_) => {}
-        Event::StopByHand(at) => sim.stop_by_hand(&id(at)),
+        Event::StopByHand(at) => sim.stop_by_hand(id(at)),
         Event::StartByHand(at) if sim.look().instances.get(&id(at)).is_some_and(|there| !there.units.is_empty()) => {
-            sim.start_by_hand(&id(at));
+            sim.start_by_hand(id(at));
         }
         Event::StartByHand(_) => {}
         Event::Tick => sim.tick(),
@@ -189,7 +196,7 @@ proptest! {
         assert_converged(&sim, &b);
         assert_running(&sim, &b);
         for (id, same) in a.instances.iter().filter(|(id, wanted)| b.instances.get(id) == Some(wanted)) {
-            prop_assert!(steps.iter().all(|step| step.instance() != Some(id)), "{id}");
+            prop_assert!(steps.iter().all(|step| step.set() != Some(id)), "{id}");
             prop_assert_eq!(sim.boots(id), u32::from(same.runs));
             prop_assert!(!same.units.is_empty());
         }
@@ -228,10 +235,10 @@ proptest! {
         let (a, b) = (target(&a, &layout), target(&b, &layout));
         carry_out(&sim, &a, ALL);
         let steps = plan(&b, &sim.look());
-        let (host, rest): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(|step| step.instance().is_none());
-        let mut groups: BTreeMap<InstanceId, Vec<Step>> = BTreeMap::new();
+        let (host, rest): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(|step| step.set().is_none());
+        let mut groups: BTreeMap<SetId, Vec<Step>> = BTreeMap::new();
         for step in rest {
-            groups.entry(step.instance().unwrap().clone()).or_default().push(step);
+            groups.entry(step.set().unwrap().clone()).or_default().push(step);
         }
         let mut groups: Vec<_> = groups.into_values().map(Vec::into_iter).collect();
         if backwards {
@@ -277,9 +284,9 @@ proptest! {
         carry_out(&sim, &last, ALL);
         assert_converged(&sim, &last);
         let seen = sim.look();
-        let ready = |id: &InstanceId| seen.instances[id].vm == UnitState::Active;
+        let ready = |id: &SetId| seen.instances[id].vm == UnitState::Active;
         let names: Vec<String> = last.instances.keys().filter(|id| {
-            last.ingress.as_ref().unwrap().entrances.contains_key(*id) && ready(id)
+            last.ingress.as_ref().unwrap().names.values().any(|named| named == *id) && ready(id)
         }).map(|id| format!("{}.{}.seed.example plain/{}/", id.name, id.namespace, last.instances[id].address.v4)).collect();
         let text = &seen.ingress.files[&layout.run.join("ingress/http.map")];
         prop_assert_eq!(text.lines().count(), names.len());
@@ -383,7 +390,7 @@ fn a_change_of_the_firewall_alone_touches_no_instance() {
 
 #[test]
 fn a_person_who_stops_an_instance_is_obeyed_until_a_newer_version_comes() {
-    let (layout, sim, web) = (layout(), Sim::new(), WEB.parse().unwrap());
+    let (layout, sim, web) = (layout(), Sim::new(), WEB.parse::<SetId>().unwrap());
     let first = target(&one(WEB, |_| ()), &layout);
     carry_out(&sim, &first, ALL);
     sim.stop_by_hand(&web);
@@ -403,7 +410,7 @@ fn a_start_that_was_planned_and_not_made_is_made_by_the_next_plan() {
 
 #[test]
 fn a_unit_file_that_belongs_to_nothing_is_removed() {
-    let (layout, web) = (layout(), WEB.parse().unwrap());
+    let (layout, web) = (layout(), WEB.parse::<SetId>().unwrap());
     let sim = Sim::new();
     let first = target(&one(WEB, |_| ()), &layout);
     carry_out(&sim, &first, ALL);
@@ -418,7 +425,7 @@ fn a_unit_file_that_belongs_to_nothing_is_removed() {
 
 #[test]
 fn what_systemd_gave_up_is_left_alone_until_a_newer_version_comes() {
-    let (layout, sim, web) = (layout(), Sim::new(), WEB.parse().unwrap());
+    let (layout, sim, web) = (layout(), Sim::new(), WEB.parse::<SetId>().unwrap());
     sim.boot_of(&web, Boot::Fails("timeout".into()));
     let first = target(&one(WEB, |_| ()), &layout);
     carry_out(&sim, &first, ALL);
@@ -432,7 +439,7 @@ fn what_systemd_gave_up_is_left_alone_until_a_newer_version_comes() {
 
 #[test]
 fn a_guest_whose_helper_died_is_killed_and_started() {
-    let (layout, sim, web) = (layout(), Sim::new(), WEB.parse().unwrap());
+    let (layout, sim, web) = (layout(), Sim::new(), WEB.parse::<SetId>().unwrap());
     let first = target(&one(WEB, |_| ()), &layout);
     carry_out(&sim, &first, ALL);
     sim.kill_helper(&web);
@@ -459,7 +466,7 @@ fn a_machine_that_restarts_gets_everything_back_with_the_same_volumes() {
 
 #[test]
 fn the_machine_made_of_memory_refuses_what_a_real_one_should_not_be_asked_for() {
-    let (layout, sim, web) = (layout(), Sim::new(), WEB.parse::<InstanceId>().unwrap());
+    let (layout, sim, web) = (layout(), Sim::new(), WEB.parse::<SetId>().unwrap());
     let first = target(&one(WEB, |_| ()), &layout);
     carry_out(&sim, &first, ALL);
     let wanted = &first.instances[&web];
@@ -471,7 +478,7 @@ fn the_machine_made_of_memory_refuses_what_a_real_one_should_not_be_asked_for() 
         uid: wanted.address.uid,
     };
     assert!(sim.apply_now(&write).is_err(), "it runs");
-    let other: InstanceId = "s-bbbbbbbbbbbb/web".parse().unwrap();
+    let other: SetId = "s-bbbbbbbbbbbb/web".parse().unwrap();
     assert!(sim.apply_now(&Step::CreateTap { id: other.clone(), address: wanted.address.clone() }).is_err(), "the tap is taken");
     assert!(sim.apply_now(&Step::Start { id: other.clone(), unit: vm_unit(&other) }).is_err(), "there are no units");
     sim.fail_apply(1);

@@ -14,7 +14,7 @@ use seed::{
         address::{Addressing, Lease},
         desired::{Desired, Wanted},
         instance::Instance,
-        name::InstanceId,
+        name::{InstanceId, SetId},
         quantity::Bytes,
         route::{PublicAddress, Route},
     },
@@ -26,7 +26,7 @@ use serde::Deserialize;
 struct Case {
     /// `qemu`, `qemu-kvm`, `cloud-hypervisor`
     vmm: String,
-    instances: BTreeMap<InstanceId, CaseInstance>,
+    instances: BTreeMap<SetId, CaseInstance>,
     #[serde(default)]
     routes: BTreeMap<InstanceId, Vec<Route>>,
 }

@@ -19,7 +19,7 @@
   # null: as the protocols say.
   acme ? null,
   shoot ? false,
-  tpm ? true,
+  tpm ? rollout != "rolling",
   # Whether sops-nix has secrets to decrypt.
   sops ? false,
   # The users and groups that the instance declares; null if that does not matter.
@@ -327,7 +327,11 @@ in
       "seed.rollout: \"rolling\" runs the old and the new version side by side, and two machines cannot mount one volume (seed.storage.${
         list (attrNames storage)
       }): write \"recreate\", or remove the volumes"
-    ++ unless (tpm || !sops)
+    ++ unless (rollout != "rolling" || !tpm)
+      "seed.rollout: \"rolling\" runs the old and the new version side by side, and two machines cannot have one TPM: write \"recreate\", or seed.tpm.enable = false"
+    ++ unless (rollout != "rolling" || tpm || !sops)
+      "seed.rollout: \"rolling\" runs the old and the new version side by side without a TPM, and the secrets of sops are encrypted to the key in it: write \"recreate\", or remove sops.secrets"
+    ++ unless (rollout == "rolling" || tpm || !sops)
       "seed.tpm.enable: false was given, but the secrets of sops are encrypted to the key in the TPM: write true, or remove sops.secrets";
 
   # To be read only when there are no problems.

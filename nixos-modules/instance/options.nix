@@ -235,8 +235,10 @@ in
       default = "recreate";
       example = "rolling";
       description = ''
-        How a new version takes over. `recreate` stops the old one, then starts the new one. `rolling` starts the new one beside the old and
-        swaps when it is ready; it is for instances without volumes.
+        How a new version takes over. `recreate` stops the old one, then starts the new one. `rolling` starts the new one beside the old
+        one, which serves until the new one is ready, and then goes on for those that are connected to it (a minute, or what the host
+        has configured). If the new one does not get ready, the old one was never touched. It is for instances without volumes and
+        without a TPM, since two machines cannot share them, and needs room for both in the quota.
       '';
     };
 
@@ -264,7 +266,8 @@ in
 
     tpm.enable = mkOption {
       type = types.bool;
-      default = true;
+      default = cfg.rollout != "rolling";
+      defaultText = lib.literalMD "`true`, but not with `seed.rollout = \"rolling\"`";
       example = false;
       description = ''
         Whether the instance has a TPM, and in it the key to which its secrets are encrypted (`/seed/tpm/age-identity`). Without secrets it

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::{Event, Shared, chain, evaluate::Checked, guest::wait_for_guest, job::Job, logs, now};
+use super::{Event, Shared, chain, evaluate::Checked, job::Job, logs, now, rolling::wait_for_version};
 use crate::{
     build::{self, BuildError, Builder, Evaluated, Place},
     bus::{Level, Outcome, Stage},
@@ -16,7 +16,7 @@ use crate::{
         desired::{self, Change as InstanceChange, Deployment},
         instance::Instance,
         manifest::Manifest,
-        name::{Generation, InstanceId, InstanceName, KeyId, Namespace},
+        name::{Generation, InstanceId, InstanceName, KeyId, Namespace, SetId},
         quota::Quota,
         route::{self, Route},
     },
@@ -131,7 +131,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             .map(|(name, _)| name)
             .collect();
         let deployment = self.deployment(instances, routes);
-        let systems: Vec<_> = std::iter::once(&deployment)
+        let mut systems: Vec<_> = std::iter::once(&deployment)
             .chain(&self.before)
             .chain(&self.good)
             .chain(&self.kept)
@@ -140,6 +140,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         let failed = self.bring_up(deployment.clone(), &touched, Way::On).await?;
         if failed.is_empty() {
             drop(self.shared.events.send(Event::Proven(self.namespace.clone())).await);
+            systems.extend(self.systems_beside());
             if let Err(error) = self.shared.builder.retain(&self.namespace, &systems).await {
                 tracing::warn!(error = %chain(&error), "old systems are kept until the next deploy");
             }
@@ -190,7 +191,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     }
 
     /// The instances as far as they are known before the build.
-    fn made_of(
+    pub(super) fn made_of(
         &self,
         manifests: &BTreeMap<InstanceName, Manifest>,
         evaluated: &BTreeMap<String, Evaluated>,
@@ -205,7 +206,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     }
 
     /// What is wanted now.
-    fn old(&self) -> BTreeMap<InstanceName, Instance> {
+    pub(super) fn old(&self) -> BTreeMap<InstanceName, Instance> {
         self.before.as_ref().map(|before| before.instances.clone()).unwrap_or_default()
     }
 
@@ -240,6 +241,9 @@ impl<H: Host, B: Builder> Deploy<H, B> {
             let text = match change {
                 InstanceChange::Start => format!("{name}: start (new)"),
                 InstanceChange::Restart(reasons) => format!("{name}: restart ({})", reasons.join(", ")),
+                InstanceChange::Roll(reasons) => {
+                    format!("{name}: roll out ({}): it starts beside the one that serves", reasons.join(", "))
+                }
                 InstanceChange::Keep => format!("{name}: unchanged, not touched"),
                 InstanceChange::Remove => format!("{name}: remove (no longer in the flake; its volumes are kept)"),
             };
@@ -306,7 +310,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         touched: &BTreeSet<InstanceName>,
         way: Way,
     ) -> Result<Vec<InstanceName>, Failed> {
-        let wanted: BTreeSet<InstanceName> = deployment.instances.keys().cloned().collect();
+        let wanted = deployment.instances.clone();
         let moved = self.old_routes() != deployment.routes;
         let (settled, rest): (Vec<_>, Vec<_>) =
             self.accept(deployment, way).await?.into_iter().partition(|settled| touched.contains(&settled.id.name));
@@ -322,14 +326,14 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     pub(super) async fn not_ready(
         &self,
         settled: Vec<Settled>,
-        wanted: &BTreeSet<InstanceName>,
+        wanted: &BTreeMap<InstanceName, Instance>,
         touched: &BTreeSet<InstanceName>,
     ) -> Vec<InstanceName> {
         let ready = settled.into_iter().filter(|settled| touched.contains(&settled.id.name)).map(|settled| {
-            let runs = wanted.contains(&settled.id.name);
+            let version = wanted.get(&settled.id.name);
             async move {
                 let name = settled.id.name.clone();
-                (name, self.wait_ready(settled, runs).await)
+                (name, self.wait_ready(settled, version).await)
             }
         });
         let ready = futures_util::future::join_all(ready).await;
@@ -350,41 +354,41 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     }
 
     /// Waits until the instance is ready (or gone, if it is not to run), saying how far it is. Returns whether it is.
-    async fn wait_ready(&self, settled: Settled, runs: bool) -> bool {
+    async fn wait_ready(&self, settled: Settled, version: Option<&Instance>) -> bool {
         let Settled { id, done } = settled;
         let result = done.await.unwrap_or_else(|_| Err("the agent is stopping".to_owned()));
         if let Err(text) = result {
             self.error(Stage::Boot, format!("{}: {text}", id.name));
             return false;
         }
-        if !runs {
+        let Some(version) = version else {
             self.info(Stage::Run, format!("{}: stopped; its volumes are kept", id.name));
             return true;
-        }
+        };
         let is_off = || self.shared.stopped.borrow().contains(&id);
         let off = format!("{0} is off, and ready for `start {0}`", id.name);
         if is_off() {
             self.info(Stage::Run, off);
             return true;
         }
-        let ready = wait_for_guest(&self.shared, &id, |text| self.info(Stage::Boot, format!("{}: {text}", id.name))).await;
-        match ready {
+        let say = |text: &str| self.info(Stage::Boot, format!("{}: {text}", id.name));
+        match wait_for_version(&self.shared, &id, version, say).await {
             // Somebody stopped it meanwhile.
             Err(_) if is_off() => {
                 self.info(Stage::Run, off);
                 true
             }
-            Ok(guest) => {
+            Ok((set, guest)) => {
                 self.info(
                     Stage::Run,
                     format!("{} is {}", id.name, if guest.status_text.is_empty() { "running" } else { &guest.status_text }),
                 );
-                self.say_failed_units(&id).await;
+                self.say_failed_units(&set).await;
                 true
             }
-            Err(text) => {
+            Err((set, text)) => {
                 self.error(Stage::Boot, format!("{}: {text}", id.name));
-                for line in logs::last_words(&self.shared.host, &id).await {
+                for line in logs::last_words(&self.shared.host, &set).await {
                     self.job.say(Stage::Boot, Level::Detail, line);
                 }
                 false
@@ -393,7 +397,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
     }
 
     /// A guest that is up but has failed units runs; the pusher should know all the same.
-    async fn say_failed_units(&self, id: &InstanceId) {
+    async fn say_failed_units(&self, id: &SetId) {
         for unit in logs::failed_units(&self.shared.host, id).await {
             self.error(Stage::Run, format!("{}: {unit} failed in the guest: see `logs {}`", id.name, id.name));
         }
@@ -407,13 +411,21 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         }
     }
 
-    /// Starts the previous version of what failed again; what came up stays.
+    /// Starts the previous version of what failed again; what came up stays. Where that version serves still, only the new one is removed.
     pub(super) async fn go_back(&self, mut deployment: Deployment, failed: Vec<InstanceName>) {
         let old = self.good.as_ref().map(|good| good.instances.clone()).unwrap_or_default();
         let touched: BTreeSet<InstanceName> = failed.iter().cloned().collect();
         let had = self.good.as_ref().map(|good| good.routes.as_slice()).unwrap_or_default();
         deployment.routes = Self::routes_as_in(&touched, &deployment.routes, had);
         for name in &failed {
+            if let Some(serves) = self.serves(name).filter(|serves| Some(serves) != deployment.instances.get(name)) {
+                self.info(
+                    Stage::Boot,
+                    format!("{name}: the new version is taken away; the one before serves, and was not touched"),
+                );
+                deployment.instances.insert(name.clone(), serves);
+                continue;
+            }
             match old.get(name) {
                 Some(before) => {
                     self.info(Stage::Boot, format!("{name}: starting the previous version again"));

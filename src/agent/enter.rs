@@ -16,7 +16,7 @@ use crate::{
     },
     host::{Host, HostError},
     render::credentials,
-    spec::{access::Verb, name::InstanceId},
+    spec::{access::Verb, name::SetId},
     state::State,
 };
 
@@ -49,19 +49,20 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         });
     }
 
-    fn allow(&self, ask: &Enter) -> Result<(InstanceId, PublicKey, Act), Refusal> {
+    fn allow(&self, ask: &Enter) -> Result<(SetId, PublicKey, Act), Refusal> {
         let id = resolve::instance(&self.memory, &principal(&ask.who)?, Verb::Enter, &ask.instance)?;
         let act = Act::named(&ask.act).ok_or_else(|| Refusal::Invalid(format!("{:?} is nothing to do in a guest", ask.act)))?;
         let key = PublicKey::from_openssh(&ask.key).ok().filter(|key| key.algorithm() == Algorithm::Ed25519);
         let key = key.ok_or_else(|| Refusal::Invalid("what is to be certified is no Ed25519 key".to_owned()))?;
-        Ok((id, key, act))
+        // A certificate is good for either set of the instance; the way leads to the one that serves.
+        Ok((self.serving(&id), key, act))
     }
 }
 
 async fn let_in<H: Host, B: Builder>(
     shared: &super::Shared<H, B>,
     ask: &Enter,
-    id: &InstanceId,
+    id: &SetId,
     key: &PublicKey,
     act: Act,
 ) -> Result<Reply, Refusal> {
@@ -70,16 +71,16 @@ async fn let_in<H: Host, B: Builder>(
         .map_err(|_| Refusal::Failed("too many are waiting for guests to let them in: try again in a moment".to_owned()))?;
     let stream = shared.host.connect(id, SSH_PORT).await.map_err(|error| Refusal::Failed(closed(id, &error)))?;
     let holder = if ask.who.is_empty() { "operator" } else { &ask.who };
-    let certificate = shared.settings.authority.certify(key, &credentials::principal(id), holder, act, now());
+    let certificate = shared.settings.authority.certify(key, &credentials::principal(&id.instance()), holder, act, now());
     let certificate = certificate.map_err(|error| Refusal::Failed(chain(&error)))?;
     // What it says is a tenant's: as a quoted text it stays one line.
     tracing::info!(who = holder, instance = %id, act = act.name(), what = ?ask.what, "let somebody into a guest");
-    let way = Way { version: 1, instance: id.to_string(), user: "root".to_owned(), certificate };
+    let way = Way { version: 1, instance: id.instance().to_string(), user: "root".to_owned(), certificate };
     Ok(Reply::Way(stream, serde_json::to_string(&way).expect("texts and numbers are JSON")))
 }
 
 /// Why there is no way in, and what to do.
-fn closed(id: &InstanceId, error: &HostError) -> String {
+fn closed(id: &SetId, error: &HostError) -> String {
     use std::io::ErrorKind;
     let name = &id.name;
     let kind = match error {

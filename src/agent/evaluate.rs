@@ -101,7 +101,11 @@ impl<H: Host, B: Builder> Deploy<H, B> {
         let kept = Share { volumes: retired.saturating_add(dropped), ..Share::default() };
         let named = manifests.iter().flat_map(|(name, manifest)| manifest.domains.iter().map(move |domain| (name, domain)));
         problems.extend(domain::check(named, &self.shared.settings.layout.domain));
-        problems.extend(self.quota.check(&manifests.iter().map(share).collect(), runs, kept));
+        let alone = self.quota.check(&manifests.iter().map(share).collect(), runs, kept);
+        if alone.is_empty() && problems.is_empty() {
+            problems.extend(self.room_to_roll(&manifests, evaluated, kept));
+        }
+        problems.extend(alone);
         let routes = self.routes(outputs, &manifests).unwrap_or_else(|found| {
             problems.extend(found);
             Vec::new()

@@ -6,13 +6,13 @@ use super::{Shared, chain};
 use crate::{
     build::Builder,
     host::{Guest, Host},
-    spec::name::InstanceId,
+    spec::name::SetId,
 };
 
 /// Waits until a guest that was just started is ready. Says each step through `say`; fails with the reason.
 pub(super) async fn wait_for_guest<H: Host, B: Builder>(
     shared: &Shared<H, B>,
-    id: &InstanceId,
+    id: &SetId,
     mut say: impl FnMut(&str),
 ) -> Result<Guest, String> {
     let mut changed = shared.changed.subscribe();

@@ -140,8 +140,7 @@ impl<H: Host, B: Builder> Deploy<H, B> {
 
     /// Waits for what was gone back to; if it does not come up, what was there before is started again.
     async fn back(self, name: InstanceName, deployment: Deployment, settled: Vec<Settled>) {
-        let wanted: BTreeSet<InstanceName> = deployment.instances.keys().cloned().collect();
-        let failed = self.not_ready(settled, &wanted, &BTreeSet::from([name.clone()])).await;
+        let failed = self.not_ready(settled, &deployment.instances, &BTreeSet::from([name.clone()])).await;
         let (outcome, stage, text) = if failed.is_empty() {
             drop(self.shared.events.send(Event::Proven(self.namespace.clone())).await);
             let text = format!("{name} is as it was; generation {} runs", deployment.generation);

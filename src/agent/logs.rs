@@ -20,7 +20,7 @@ use crate::{
     bus::{Level, LogLine, LogQuery, Progress, Refusal},
     host::{Host, JournalQuery},
     render::Layout,
-    spec::name::{InstanceId, Namespace},
+    spec::name::{InstanceId, Namespace, SetId, Slot},
 };
 
 /// How many logs may be read at once.
@@ -108,7 +108,9 @@ pub fn pipe<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, id: InstanceId, quer
     let LogQuery { lines, follow, since, unit, boot, build: _ } = query;
     let query = JournalQuery { lines, follow, this_boot: boot, since, unit };
     tokio::spawn(async move {
-        if let Err(error) = shared.host.journal(&id, query, sink).await {
+        // Whichever serves now, each has its part of what was said.
+        let sets = [id.set(Slot::A), id.set(Slot::B)];
+        if let Err(error) = shared.host.journal(&sets, query, sink).await {
             tracing::error!(instance = %id, error = %chain(&error), "could not read a journal");
         }
     });
@@ -133,7 +135,7 @@ pub fn pipe<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, id: InstanceId, quer
 }
 
 /// What a guest that did not get ready said last: as text, the lines that matter.
-pub async fn last_words<H: Host>(host: &H, id: &InstanceId) -> Vec<String> {
+pub async fn last_words<H: Host>(host: &H, id: &SetId) -> Vec<String> {
     let lines = collect(host, id, 200).await;
     matter(&lines).iter().map(|line| format!("{}: {}", line.source, line.text)).collect()
 }
@@ -147,7 +149,7 @@ fn matter(lines: &[LogLine]) -> &[LogLine] {
 }
 
 /// The units that the guest's systemd said had failed, in this boot.
-pub async fn failed_units<H: Host>(host: &H, id: &InstanceId) -> Vec<String> {
+pub async fn failed_units<H: Host>(host: &H, id: &SetId) -> Vec<String> {
     let mut units: Vec<String> = collect(host, id, 2_000).await.into_iter().filter_map(|line| failed_unit(&line)).collect();
     units.sort();
     units.dedup();
@@ -163,10 +165,10 @@ fn failed_unit(line: &LogLine) -> Option<String> {
     (unit.contains('.') && !unit.contains(' ')).then(|| unit.to_owned())
 }
 
-async fn collect<H: Host>(host: &H, id: &InstanceId, lines: u32) -> Vec<LogLine> {
+async fn collect<H: Host>(host: &H, id: &SetId, lines: u32) -> Vec<LogLine> {
     let (sink, mut found) = mpsc::channel(256);
     let query = JournalQuery { lines, this_boot: true, ..JournalQuery::default() };
-    let read = host.journal(id, query, sink);
+    let read = host.journal(std::slice::from_ref(id), query, sink);
     let gather = async {
         let mut all = Vec::new();
         while let Some(line) = found.recv().await {

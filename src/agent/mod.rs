@@ -30,6 +30,7 @@ pub mod remote;
 mod repository;
 pub mod request;
 pub mod resolve;
+mod rolling;
 mod routes;
 #[cfg(test)]
 pub mod samples;
@@ -59,9 +60,12 @@ use crate::{
     render::{self, Layout},
     spec::{
         self,
+        address::Lease,
         desired::{Deployment, Desired, Wanted},
-        name::{CustomDomain, InstanceId, InstanceName, Namespace},
+        instance::Instance,
+        name::{CustomDomain, InstanceId, InstanceName, Namespace, SetId},
         quota::Quota,
+        rollout::{self, Rolling},
         route::Reserved,
     },
     state::{Ask, Batch, Change, Memory, Record, State, StateError, audit::Audit},
@@ -79,6 +83,8 @@ pub struct Settings {
     pub remotes: remote::Settings,
     /// Where source archives for builds are put.
     pub work: PathBuf,
+    /// How long a version that was rolled over goes on for those that are connected to it, in seconds.
+    pub drain_secs: u32,
     /// How many deploys may build at once.
     pub parallel: usize,
     /// How many replaced deployments of a namespace are kept.
@@ -111,10 +117,12 @@ pub enum Event {
     Observed(Result<Observed, HostError>),
     /// Steps that belong to no instance were carried out.
     HostSteps(Result<(), HostError>),
-    /// The steps of one instance were carried out, or one of them failed.
-    Lane(InstanceId, Result<(), HostError>),
+    /// The steps of one set of units were carried out, or one of them failed.
+    Lane(SetId, Result<(), HostError>),
     /// A lane that had failed may be tried again.
-    Retry(InstanceId),
+    Retry(SetId),
+    /// This version was to take over, did not get ready, and has no deploy that would say so.
+    GaveUp(InstanceId, Box<Instance>),
     /// A deploy was built and is to run: remember it, and say when its instances have been acted upon.
     Accept(Namespace, Deployment, deploy::Way, oneshot::Sender<Result<Vec<deploy::Settled>, Refusal>>),
     /// All instances of the deployment that is wanted got ready.
@@ -145,6 +153,8 @@ pub struct Shared<H, B> {
     pub changed: watch::Sender<u64>,
     /// Instances that are to be off: whoever waits for one to get ready waits in vain.
     pub stopped: watch::Sender<BTreeSet<InstanceId>>,
+    /// Which sets serve, come and drain, where that is not simply the one.
+    pub rolling: watch::Sender<BTreeMap<InstanceId, Rolling>>,
 }
 
 /// A deploy that waits for its turn.
@@ -191,6 +201,8 @@ pub struct Handle {
     events: mpsc::Sender<Event>,
     pub zone: watch::Receiver<zone::Book>,
     pub due: watch::Receiver<u64>,
+    /// As [`Shared::rolling`].
+    pub rolling: watch::Receiver<BTreeMap<InstanceId, Rolling>>,
 }
 
 impl Handle {
@@ -216,11 +228,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let record = acts::Record::new(Audit::open(&settings.audit, settings.audit_keep, now())?);
         let (events, inbox) = mpsc::channel(1024);
         let stopped = watch::Sender::new(memory.stopped.keys().cloned().collect());
-        let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed: watch::Sender::new(0), stopped });
+        let (changed, rolling) = (watch::Sender::new(0), watch::Sender::new(memory.rolling.clone()));
+        let shared = Arc::new(Shared { host, builder, settings, events: events.clone(), changed, stopped, rolling });
         let zone = watch::Sender::new(zone::Book::default());
         // So that it also grows over a start.
         let due = watch::Sender::new(now());
-        let handle = Handle { events, zone: zone.subscribe(), due: due.subscribe() };
+        let handle = Handle { events, zone: zone.subscribe(), due: due.subscribe(), rolling: shared.rolling.subscribe() };
         let agent = Self {
             shared,
             state,
@@ -252,6 +265,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
         let watcher = tokio::spawn(watch_host(self.shared.clone()));
         self.look();
+        self.take_up_rolling();
         self.follow_remotes();
         while let Some(event) = self.inbox.recv().await {
             if matches!(event, Event::Quit) {
@@ -271,6 +285,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Event::HostSteps(result) => self.host_steps_done(result),
             Event::Lane(id, result) => self.lane_done(id, result),
             Event::Retry(id) => self.lane_retry(&id),
+            Event::GaveUp(id, version) => self.gave_up(&id, &version).await,
             Event::Accept(namespace, mut deployment, way, answer) => {
                 if way == deploy::Way::Back {
                     self.drop_lost_claims(&namespace, &mut deployment);
@@ -297,8 +312,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Refusal::Failed(format!("this host could not write its state ({error}); nothing was changed"))
         })?;
         self.target = None;
+        let rolls = batch.iter().any(|change| matches!(change, Change::Rolling(..)));
         for change in batch {
             self.memory.apply(change);
+        }
+        if rolls {
+            self.shared.rolling.send_replace(self.memory.rolling.clone());
         }
         self.shared.stopped.send_if_modified(|stopped| {
             let differs = !stopped.iter().eq(self.memory.stopped.keys());
@@ -319,16 +338,23 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             }
             for (name, instance) in &deployment.instances {
                 let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
-                // Leases are written in the same batch as the deployment.
-                let Some(lease) = self.memory.leases.get(&id).copied() else { continue };
-                if self.memory.stopped.contains_key(&id) {
-                    desired.stopped.insert(id.clone());
+                let rolling = self.memory.rolling.get(&id);
+                for (slot, version) in rollout::sets(rolling, instance) {
+                    let set = id.set(slot);
+                    // Leases are written in the same batch as the deployment.
+                    let Some(lease) = self.memory.leases.get(&set).copied() else { continue };
+                    if self.memory.stopped.contains_key(&id) {
+                        desired.stopped.insert(set.clone());
+                    }
+                    if slot != rollout::serving(rolling) {
+                        desired.beside.insert(set.clone());
+                    }
+                    desired.instances.insert(set, Wanted { instance: version.clone(), lease });
                 }
-                desired.instances.insert(id, Wanted { instance: instance.clone(), lease });
             }
             desired.routes.append(&mut self.led(namespace, deployment));
         }
-        desired.domains = spec::domain::held(&self.memory.domains).filter(|(_, id)| desired.instances.contains_key(id)).collect();
+        desired.domains = spec::domain::held(&self.memory.domains).filter(|(_, id)| self.is_wanted(id)).collect();
         desired
     }
 
@@ -356,8 +382,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let names = self.memory.wants.get(namespace).into_iter().flat_map(|deployment| deployment.instances.keys());
         let entry = |name: &InstanceName| {
             let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
-            let lease = self.memory.leases.get(&id).copied()?;
-            Some((name.to_string(), render::zone::entry(&id, lease, &self.shared.settings.layout)))
+            let (set, rolling) = (self.serving(&id), self.memory.rolling.get(&id));
+            let lease = |set| self.memory.leases.get(set).copied();
+            let other = rolling.filter(|rolling| rolling.beside.is_some()).map(|rolling| id.set(rolling.slot.other()));
+            let beside = other.as_ref().and_then(|other| Some((other, lease(other)?)));
+            let entry = render::zone::entry((&set, lease(&set)?), beside, &self.shared.settings.layout);
+            Some((name.to_string(), entry))
         };
         let instances: BTreeMap<String, ZoneEntry> = names.filter_map(entry).collect();
         self.zone.send_if_modified(|book| book.namespace(namespace.as_str(), now(), &instances));
@@ -376,20 +406,20 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         more: Batch,
     ) -> Result<Vec<deploy::Settled>, Refusal> {
         self.check_claims(namespace, self.memory.wants.get(namespace), &new)?;
-        let mut batch: Batch = Vec::new();
-        let mut taken: BTreeSet<u16> = self.memory.leases.values().map(|lease| lease.0).collect();
         let id = |name| InstanceId { namespace: namespace.clone(), name };
-        for name in new.instances.keys().filter(|name| !self.memory.leases.contains_key(&id((*name).clone()))) {
-            let capacity = self.shared.settings.layout.addressing.capacity();
-            let Some(free) = (0..capacity).find(|n| !taken.contains(n)) else {
+        let old = self.memory.wants.get(namespace).cloned();
+        let (mut batch, sets) = self.roll_out(namespace, old.as_ref(), &new);
+        let mut taken: BTreeSet<Lease> = self.memory.leases.values().copied().collect();
+        for set in sets.into_iter().filter(|set| !self.memory.leases.contains_key(set)) {
+            let Some(free) = self.free_lease(&taken) else {
+                let capacity = self.shared.settings.layout.addressing.capacity();
                 return Err(Refusal::Failed(format!(
                     "this host has no address left: all {capacity} of its pool are in use; ask its operator for a larger network.pool4"
                 )));
             };
             taken.insert(free);
-            batch.push(Change::Lease(id(name.clone()), Some(spec::address::Lease(free))));
+            batch.push(Change::Lease(set, Some(free)));
         }
-        let old = self.memory.wants.get(namespace).cloned();
         if let Some(old) = &old {
             // Two within a second still have an order.
             new.at = new.at.max(old.at + 1);
@@ -413,8 +443,18 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         Ok(settled)
     }
 
+    /// A lease that nobody has.
+    fn free_lease(&self, taken: &BTreeSet<Lease>) -> Option<Lease> {
+        (0..self.shared.settings.layout.addressing.capacity()).map(Lease).find(|lease| !taken.contains(lease))
+    }
+
     fn is_wanted(&self, id: &InstanceId) -> bool {
-        self.memory.wants.get(&id.namespace).is_some_and(|deployment| deployment.instances.contains_key(&id.name))
+        self.version_of(id).is_some()
+    }
+
+    /// The version of an instance that is wanted.
+    fn version_of(&self, id: &InstanceId) -> Option<&Instance> {
+        self.memory.wants.get(&id.namespace)?.instances.get(&id.name)
     }
 }
 

@@ -17,7 +17,8 @@ use crate::{
     spec::{
         access::Verb,
         desired::Deployment,
-        name::{Generation, InstanceId},
+        name::{Generation, InstanceId, SetId},
+        rollout,
     },
     state::{Change, State, Stopped},
 };
@@ -29,16 +30,18 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             let by = who(stopped.by.as_ref());
             return Err(Refusal::Failed(format!("{0} was stopped by {by}: start {0}", id.name)));
         }
-        if self.lanes.is_busy(&id) {
+        // What serves, also of an instance that is rolled out: who asks wants this guest to begin anew, and needs no room beside it.
+        let set = self.serving(&id);
+        if self.lanes.is_busy(&set) {
             return Err(Refusal::Failed(format!("{} is being changed right now: try again in a moment", id.name)));
         }
         let job = self.jobs.about(&id);
         tracing::info!(instance = %id, "restart asked for");
         self.lanes.forgive(&id);
         // A restart is the lane's work: no pass and no second restart comes between.
-        self.lanes.occupy(&id);
+        self.lanes.occupy(&set);
         job.say(Stage::Boot, Level::Info, format!("{}: powering off, then starting again", id.name));
-        tokio::spawn(restart(self.shared.clone(), id, job.clone()));
+        tokio::spawn(restart(self.shared.clone(), set, job.clone()));
         Ok(Reply::Text(job.name))
     }
 
@@ -70,14 +73,15 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             tokio::spawn(start(self.shared.clone(), id, job.clone(), settled));
             return Ok(Reply::Text(job.name));
         }
-        if self.lanes.is_busy(&id) {
+        let set = self.serving(&id);
+        if self.lanes.is_busy(&set) {
             return Err(Refusal::Failed(format!("{} is being changed right now: try again in a moment", id.name)));
         }
         // It runs, or systemd has given it up, or a person has stopped its unit.
         let job = self.jobs.about(&id);
         self.lanes.forgive(&id);
-        self.lanes.occupy(&id);
-        tokio::spawn(start_if_off(self.shared.clone(), id, job.clone()));
+        self.lanes.occupy(&set);
+        tokio::spawn(start_if_off(self.shared.clone(), set, job.clone()));
         Ok(Reply::Text(job.name))
     }
 
@@ -135,13 +139,16 @@ async fn settle(job: Job, settled: Settled, text: String) {
 async fn start<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>>, id: InstanceId, job: Job, settled: Settled) {
     job.say(Stage::Boot, Level::Info, format!("{}: starting", id.name));
     match settled.done.await.unwrap_or_else(|_| Err("the agent is stopping; it goes on when it is back".to_owned())) {
-        Ok(()) => ready(&shared, &id, &job).await,
+        Ok(()) => {
+            let slot = rollout::serving(shared.rolling.borrow().get(&id));
+            ready(&shared, &id.set(slot), &job).await;
+        }
         Err(error) => job.end(Stage::Boot, Outcome::Failed, format!("{}: {error}", id.name)),
     }
 }
 
 /// The lane is this task's until it says otherwise.
-async fn start_if_off<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>>, id: InstanceId, job: Job) {
+async fn start_if_off<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>>, id: SetId, job: Job) {
     let state = match shared.host.inspect(std::slice::from_ref(&id)).await {
         Ok(guests) => guests.into_iter().next().unwrap_or_default().active_state,
         Err(error) => {
@@ -163,7 +170,7 @@ async fn start_if_off<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<
     }
 }
 
-async fn restart<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>>, id: InstanceId, job: Job) {
+async fn restart<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>>, id: SetId, job: Job) {
     let result = shared.host.restart(&id).await;
     let failure = result.as_ref().err().map(|error| chain(error));
     // The loop being gone means that the agent stops.
@@ -175,7 +182,7 @@ async fn restart<H: Host, B: Builder>(shared: std::sync::Arc<super::Shared<H, B>
 }
 
 /// Ends a job when the guest is ready, or with its last words.
-async fn ready<H: Host, B: Builder>(shared: &super::Shared<H, B>, id: &InstanceId, job: &Job) {
+async fn ready<H: Host, B: Builder>(shared: &super::Shared<H, B>, id: &SetId, job: &Job) {
     let ready = wait_for_guest(shared, id, |text| job.say(Stage::Boot, Level::Info, format!("{}: {text}", id.name))).await;
     match ready {
         Ok(_) => job.end(Stage::Run, Outcome::Done, format!("{} is running", id.name)),

@@ -16,9 +16,10 @@ use crate::{
     host::Host,
     spec::{
         access::{Principal, Verb},
-        name::{FlakeUri, InstanceName, Namespace, RepoName},
+        name::{FlakeUri, InstanceId, InstanceName, Namespace, RepoName},
         quantity::Bytes,
         quota::{Quota, Share},
+        rollout,
     },
     state::{Change, State},
 };
@@ -37,7 +38,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let log_max = self.shared.settings.layout.log_max;
         let instances = self.memory.wants.get(namespace).map(|deployment| &deployment.instances);
         let share = |(name, instance): (&InstanceName, &crate::spec::instance::Instance)| {
-            (name.clone(), Share::of(&instance.size, &instance.volumes, log_max))
+            let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
+            let sets = rollout::sets(self.memory.rolling.get(&id), instance).into_iter();
+            let shares = sets.map(|(_, version)| Share::of(&version.size, &version.volumes, log_max));
+            (name.clone(), shares.fold(Share::default(), Share::and))
         };
         instances.map(|instances| instances.iter().map(share).collect()).unwrap_or_default()
     }

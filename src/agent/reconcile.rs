@@ -13,11 +13,11 @@ use crate::{
     build::Builder,
     host::{Host, HostError},
     plan::{self, Observed, Step},
-    spec::name::InstanceId,
+    spec::name::{InstanceId, SetId},
     state::{Change, State},
 };
 
-/// Which instances are being worked on, who waits for them, and what failed how often.
+/// Which sets of units are being worked on, who waits for them, and what failed how often.
 #[derive(Default)]
 pub struct Lanes {
     /// A look is under way.
@@ -28,13 +28,13 @@ pub struct Lanes {
     host_busy: bool,
     /// They were while the machine was being looked at: what was seen of the host may be old.
     host_stale: bool,
-    busy: BTreeSet<InstanceId>,
-    /// Instances that were worked on while the machine was being looked at: what was seen of them may be old.
-    stale: BTreeSet<InstanceId>,
+    busy: BTreeSet<SetId>,
+    /// Those that were worked on while the machine was being looked at: what was seen of them may be old.
+    stale: BTreeSet<SetId>,
     /// How often a lane ran lately, and when last.
-    runs: BTreeMap<InstanceId, (u32, Instant)>,
+    runs: BTreeMap<SetId, (u32, Instant)>,
     /// Failed, and waiting for their time.
-    resting: BTreeSet<InstanceId>,
+    resting: BTreeSet<SetId>,
     waiters: Vec<Waiter>,
 }
 
@@ -67,12 +67,12 @@ impl Lanes {
 
     /// Lets a lane run at once again: a person asked.
     pub fn forgive(&mut self, id: &InstanceId) {
-        self.resting.remove(id);
-        self.runs.remove(id);
+        self.resting.retain(|set| !set.is_of(id));
+        self.runs.retain(|set, _| !set.is_of(id));
     }
 
     /// Counts a run of a lane; runs more than ten minutes apart start from one.
-    fn count(&mut self, id: &InstanceId) -> u32 {
+    fn count(&mut self, id: &SetId) -> u32 {
         let now = Instant::now();
         let entry = self.runs.entry(id.clone()).or_insert((0, now));
         *entry = if now - entry.1 > Duration::from_secs(600) { (1, now) } else { (entry.0 + 1, now) };
@@ -80,18 +80,23 @@ impl Lanes {
     }
 
     /// Says that `id` is being worked on, until [`Event::Lane`] says that it has ended.
-    pub fn occupy(&mut self, id: &InstanceId) {
+    pub fn occupy(&mut self, id: &SetId) {
         self.busy.insert(id.clone());
     }
 
     /// Whether `id` is about to be changed, or a change of it is to be tried again.
     pub fn is_pending(&self, id: &InstanceId) -> bool {
-        self.busy.contains(id) || self.resting.contains(id)
+        self.busy.iter().chain(&self.resting).any(|set| set.is_of(id))
     }
 
-    /// Whether `id` is being worked on.
-    pub fn is_busy(&self, id: &InstanceId) -> bool {
+    /// Whether a set is being worked on.
+    pub fn is_busy(&self, id: &SetId) -> bool {
         self.busy.contains(id)
+    }
+
+    /// Whether what was seen of `id` may be old: it is being worked on, or was during the look.
+    pub fn is_unsure(&self, id: &InstanceId) -> bool {
+        self.busy.iter().chain(&self.stale).any(|set| set.is_of(id))
     }
 }
 
@@ -133,12 +138,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 return;
             }
         };
+        self.roll(&observed).await;
         self.release(&observed).await;
         let steps = self.steps(&observed);
         let mut host_steps = Vec::new();
-        let mut lanes: BTreeMap<InstanceId, Vec<Step>> = BTreeMap::new();
+        let mut lanes: BTreeMap<SetId, Vec<Step>> = BTreeMap::new();
         for step in steps {
-            match step.instance() {
+            match step.set() {
                 None => host_steps.push(step),
                 Some(id) => lanes.entry(id.clone()).or_default().push(step),
             }
@@ -151,7 +157,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             .iter()
             .filter(|_| settled)
             .map(|waiter| waiter.id.clone())
-            .filter(|id| !lanes.contains_key(id) && !self.lanes.stale.contains(id) && !self.lanes.is_busy(id))
+            .filter(|id| !lanes.keys().any(|set| set.is_of(id)) && !self.lanes.is_unsure(id))
             .collect();
         for id in idle {
             self.lanes.settle(&id, &Ok(()));
@@ -186,7 +192,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         }
     }
 
-    pub(super) fn lane_done(&mut self, id: InstanceId, result: Result<(), HostError>) {
+    pub(super) fn lane_done(&mut self, id: SetId, result: Result<(), HostError>) {
         self.lanes.busy.remove(&id);
         // What a look under way has seen of it may be from before.
         self.lanes.stale.insert(id.clone());
@@ -197,7 +203,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Err(error) => {
                 let text = chain(&error);
                 tracing::error!(instance = %id, error = %text, "could not change an instance");
-                self.lanes.settle(&id, &Err(text));
+                self.lanes.settle(&id.instance(), &Err(text));
                 self.lanes.count(&id);
                 self.rest(id);
             }
@@ -205,13 +211,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         self.look();
     }
 
-    pub(super) fn lane_retry(&mut self, id: &InstanceId) {
+    pub(super) fn lane_retry(&mut self, id: &SetId) {
         self.lanes.resting.remove(id);
         self.look();
     }
 
     /// Leaves an instance alone for a while.
-    fn rest(&mut self, id: InstanceId) {
+    fn rest(&mut self, id: SetId) {
         let pause = rest(self.lanes.runs.get(&id).map_or(0, |(runs, _)| *runs));
         self.lanes.resting.insert(id.clone());
         self.later(pause, Event::Retry(id));
@@ -227,13 +233,13 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         });
     }
 
-    /// Gives back the leases of instances that are gone from the machine.
+    /// Gives back the leases of sets that are gone from the machine.
     async fn release(&mut self, observed: &Observed) {
         let gone: Vec<Change> = self
             .memory
             .leases
             .keys()
-            .filter(|id| !self.is_wanted(id) && !observed.instances.contains_key(*id) && !self.lanes.is_busy(id))
+            .filter(|id| !self.is_wanted_set(id) && !observed.instances.contains_key(*id) && !self.lanes.is_busy(id))
             .map(|id| Change::Lease(id.clone(), None))
             .collect();
         if !gone.is_empty() && self.commit(gone).await.is_err() {
@@ -243,7 +249,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 }
 
 /// Carries out the host's own steps, then the lanes side by side.
-async fn carry_out<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, host_steps: Vec<Step>, lanes: BTreeMap<InstanceId, Vec<Step>>) {
+async fn carry_out<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, host_steps: Vec<Step>, lanes: BTreeMap<SetId, Vec<Step>>) {
     if !host_steps.is_empty() {
         let mut result = Ok(());
         let mut routing = false;

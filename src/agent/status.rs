@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use super::{Agent, Shared, chain, guest::reason, history::who, now, resolve};
 use crate::{
     build::Builder,
-    bus::{InstanceStatus, NamespaceStatus, Refusal, Status, VolumeStatus},
+    bus::{InstanceStatus, NamespaceStatus, Refusal, SetStatus, Status, VolumeStatus},
     host::{Guest, Host, usage::Subject},
     spec::{
         access::{self, Principal, Reach, Verb},
         instance::Instance,
-        name::{FlakeUri, InstanceId, Namespace, VolumeName},
+        name::{FlakeUri, InstanceId, Namespace, SetId, VolumeName},
+        rollout::Beside,
     },
     state::{Plant, State},
 };
@@ -24,7 +25,10 @@ pub struct Picture {
 
 /// An instance, as far as the loop knows it.
 struct Known {
-    id: InstanceId,
+    /// The set that serves.
+    id: SetId,
+    /// The other one, if there is one.
+    beside: Option<SetId>,
     volumes: Vec<VolumeName>,
     status: InstanceStatus,
 }
@@ -60,8 +64,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let seen = resolve::reach(&self.memory, asker, Verb::See, plant);
         let known = instances.filter(|(name, _)| seen.includes(name)).filter_map(|(name, instance)| {
             let id = InstanceId { namespace: namespace.clone(), name: name.clone() };
+            let rolling = self.memory.rolling.get(&id);
             let status = self.instance_status(&id, instance)?;
-            Some(Known { id, volumes: instance.volumes.keys().cloned().collect(), status })
+            let beside = rolling.filter(|rolling| rolling.beside.is_some()).map(|rolling| id.set(rolling.slot.other()));
+            Some(Known { id: self.serving(&id), beside, volumes: instance.volumes.keys().cloned().collect(), status })
         });
         (status, seen == Reach::Everything, known.collect())
     }
@@ -77,7 +83,18 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// What is known of an instance without looking at the machine.
     fn instance_status(&self, id: &InstanceId, instance: &Instance) -> Option<InstanceStatus> {
         let layout = &self.shared.settings.layout;
-        let address = layout.addressing.of(id, *self.memory.leases.get(id)?);
+        let set = self.serving(id);
+        let address = layout.addressing.of(&set, *self.memory.leases.get(&set)?);
+        let beside = self.memory.rolling.get(id).and_then(|rolling| {
+            let set = id.set(rolling.slot.other());
+            let address = layout.addressing.of(&set, *self.memory.leases.get(&set)?);
+            let (role, until) = match rolling.beside.as_ref()? {
+                Beside::Coming { .. } => ("coming", 0),
+                Beside::Draining { until, .. } => ("draining", *until),
+            };
+            let (state, detail) = (String::new(), String::new());
+            Some(SetStatus { role: role.to_owned(), name: set.place(), state, detail, ipv4: address.v4, ipv6: address.v6, until })
+        });
         let volumes = instance.volumes.iter().map(|(name, volume)| VolumeStatus {
             name: name.to_string(),
             size: volume.size.0,
@@ -106,6 +123,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             pinned_by: pin.map(|pin| who(pin.by.as_ref())).unwrap_or_default(),
             domains: self.domains_of(id),
             restart_pending: self.lanes.is_pending(id),
+            beside,
         })
     }
 }
@@ -115,9 +133,9 @@ impl Picture {
     pub async fn look<H: Host, B: Builder>(self, shared: &Shared<H, B>) -> Result<Status, Refusal> {
         let failed = |error| Refusal::Failed(format!("could not look at the machine: {}", chain(&error)));
         let all = || self.namespaces.iter().flat_map(|(_, _, known)| known);
-        let ids: Vec<InstanceId> = all().map(|known| known.id.clone()).collect();
+        let ids: Vec<SetId> = all().flat_map(|known| std::iter::once(&known.id).chain(&known.beside)).cloned().collect();
         let guests = shared.host.inspect(&ids).await.map_err(failed)?;
-        let guests: BTreeMap<InstanceId, Guest> =
+        let guests: BTreeMap<SetId, Guest> =
             guests.into_iter().filter_map(|guest| guest.id.clone().map(|id| (id, guest))).collect();
         let subjects = all().map(|known| {
             let guest = guests.get(&known.id);
@@ -136,14 +154,19 @@ impl Picture {
             namespace.retired = mine.map(|(_, volume)| volume.clone()).collect();
             namespace.instances = known
                 .into_iter()
-                .map(|Known { id, mut status, .. }| {
+                .map(|Known { id, beside, mut status, .. }| {
                     let usage = usages.next().unwrap_or_default();
                     (status.memory_used, status.cpu_milli) = (usage.memory, usage.cpu_milli);
                     for volume in &mut status.volumes {
                         volume.used = usage.volumes.iter().find(|(name, _)| name.as_str() == volume.name).map(|(_, used)| *used);
                     }
                     status.failed_units = usage.failed_units;
-                    say(&mut status, &guests.get(&id).cloned().unwrap_or_default());
+                    let guest = |id: &SetId| guests.get(id).cloned().unwrap_or_default();
+                    if let Some((beside, id)) = status.beside.as_mut().zip(beside) {
+                        let (state, detail) = words(&guest(&id));
+                        (beside.state, beside.detail) = (state.to_owned(), detail);
+                    }
+                    say(&mut status, &guest(&id));
                     status
                 })
                 .collect();
@@ -171,6 +194,13 @@ fn say(status: &mut InstanceStatus, guest: &Guest) {
         ("stopped", by) => said.push(format!("by {by}, until start {}", status.name)),
         _ if !detail.is_empty() => said.push(detail),
         _ => {}
+    }
+    if let Some(beside) = &status.beside {
+        let SetStatus { name, state, ipv4, until, .. } = beside;
+        said.push(match beside.role.as_str() {
+            "coming" => format!("a new version, {name} at {ipv4}, takes over when it is ready: it is {state}"),
+            _ => format!("the version before, {name} at {ipv4}, drains for {} s more", until.saturating_sub(now())),
+        });
     }
     if !status.pinned_by.is_empty() {
         said.push(format!("pinned by {}", status.pinned_by));

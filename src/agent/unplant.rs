@@ -101,6 +101,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let claimed = memory.domains.iter().filter(|(_, claims)| claims.contains_key(namespace));
         batch.extend(claimed.map(|(name, _)| Change::Domain(name.clone(), namespace.clone(), None)));
         batch.extend(memory.stopped.keys().filter(mine).map(|id| Change::Stopped(id.clone(), None)));
+        batch.extend(memory.rolling.keys().filter(mine).map(|id| Change::Rolling(id.clone(), None)));
         batch.extend(memory.pins.keys().filter(mine).map(|id| Change::Pin(id.clone(), None)));
         batch
     }

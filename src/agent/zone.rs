@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     fn entry(n: u8) -> ZoneEntry {
-        ZoneEntry { ipv4: [10, 88, 0, n].into(), ipv6: format!("fd5e::{n}").parse().unwrap() }
+        ZoneEntry { ipv4: [10, 88, 0, n].into(), ipv6: format!("fd5e::{n}").parse().unwrap(), beside: Vec::new() }
     }
 
     #[test]

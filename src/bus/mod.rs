@@ -165,6 +165,27 @@ pub struct InstanceStatus {
     pub domains: Vec<domain::DomainStatus>,
     /// Whether this host is about to change it, or to try so again.
     pub restart_pending: bool,
+    /// While a new version is rolled out: the virtual machine beside the one that serves, of which all else is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<SetStatus>,
+}
+
+/// The virtual machine that an instance has beside the one that serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetStatus {
+    /// `coming`: it serves as soon as it is ready; `draining`: it served before, and goes on for those that are connected to it.
+    pub role: String,
+    /// As in the names of its units and in `logs`: `web`, `web.b`.
+    pub name: String,
+    /// As of an instance.
+    pub state: String,
+    pub detail: String,
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Ipv6Addr,
+    /// When it is stopped, in seconds since 1970; 0 if it is to serve.
+    #[serde(default)]
+    pub until: u64,
 }
 
 /// One route of the outputs `ipv4` and `ipv6`.

@@ -42,6 +42,7 @@ pub struct Config {
     pub hypervisor: Hypervisor,
     pub storage: Storage,
     pub build: Build,
+    pub rollout: Rollout,
     pub ssh: Ssh,
     pub github: GitHub,
     pub logs: Logs,
@@ -98,6 +99,12 @@ pub enum Acceleration {
 pub struct Storage {
     /// Holds all that outlives a reboot: state, repositories, volumes, TPMs, logs.
     pub directory: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollout {
+    /// How long the version before goes on once the new one serves.
+    pub drain_secs: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -231,6 +238,7 @@ impl Config {
                 allow_addresses: Vec::new(),
                 keep_generations: 5,
             },
+            rollout: Rollout { drain_secs: 60 },
             ssh: Ssh { port: 22, max_pack: Bytes(1 << 30) },
             github: GitHub {
                 server: "https://github.com".to_owned(),
@@ -429,6 +437,8 @@ fn read(reader: &mut Reader<'_>) -> Config {
             allow_addresses: reader.list("build", "allow_addresses", net),
             keep_generations: reader.number("build", "keep_generations", base.build.keep_generations, 1..=100),
         },
+        // Not below the time for which resolvers keep the address of what is drained.
+        rollout: Rollout { drain_secs: reader.number("rollout", "drain_secs", base.rollout.drain_secs, 30..=3_600) },
         ssh: Ssh {
             port: u16::try_from(reader.number("ssh", "port", base.ssh.port.into(), 1..=65_535)).expect("in range"),
             max_pack: reader.parsed("ssh", "max_pack", base.ssh.max_pack, |text| size(text, "64Ki", "64Gi")),

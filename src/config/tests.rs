@@ -41,8 +41,8 @@ fn every_problem_is_said_at_once_with_its_line_and_what_to_write() {
         "line 12: hypervisor.boot_timeout_secs = \"90\": must be a whole number from 5 to 3600",
         "line 14: ssh.port = 0: must be a whole number from 1 to 65535",
         "line 15: ssh.max_pack = \"1GB\": is no size: write a whole number and one of Ki, Mi, Gi, Ti, as in 500Mi or 1Gi",
-        "line 16: net: there is no such key or section: remove it, or write one of acme, audit, build, dns, github, hypervisor, ingress, logs, network, paths, quota, ssh, \
-         storage, domain",
+        "line 16: net: there is no such key or section: remove it, or write one of acme, audit, build, dns, github, hypervisor, ingress, logs, network, paths, quota, rollout, \
+         ssh, storage, domain",
     ];
     assert_eq!(problems(text), expected);
 }
@@ -68,6 +68,7 @@ fn each_range_has_two_ends() {
         ("network", "reserved_ports", "[\"65535\"]", "[\"65536\"]"),
         ("quota", "routes", "0", "65_536"),
         ("hypervisor", "stop_timeout_secs", "600", "601"),
+        ("rollout", "drain_secs", "30", "29"),
         ("hypervisor", "boot_timeout_secs", "5", "4"),
         ("build", "parallel", "1", "0"),
         ("build", "eval_memory", "\"128Mi\"", "\"127Mi\""),

@@ -19,7 +19,7 @@ use crate::{
     plan::{Observed, ObservedInstance},
     render::Layout,
     spec::{
-        name::{InstanceId, VolumeName},
+        name::{SetId, VolumeName},
         quantity::Bytes,
     },
 };
@@ -81,7 +81,7 @@ impl Default for Files {
 impl Files {
     /// Adds everything about instances that is in files to `observed`.
     pub fn observe(&mut self, layout: &Layout, observed: &mut Observed) -> Result<(), HostError> {
-        let at = |observed: &mut Observed, id: InstanceId, change: &mut dyn FnMut(&mut ObservedInstance)| {
+        let at = |observed: &mut Observed, id: SetId, change: &mut dyn FnMut(&mut ObservedInstance)| {
             change(observed.instances.entry(id).or_default());
         };
         for (name, file) in self.list(&layout.units)?.iter() {
@@ -105,7 +105,7 @@ impl Files {
         }
         let volumes = layout.state.join("volumes");
         for id in self.instances_below(&volumes)? {
-            let folder = volumes.join(id.namespace.as_str()).join(id.name.as_str());
+            let folder = volumes.join(id.namespace.as_str()).join(id.place());
             for (name, _) in self.list(&folder)?.iter().filter(|(_, file)| *file) {
                 let Some(volume) = name.strip_suffix(".img").and_then(|name| name.parse::<VolumeName>().ok()) else { continue };
                 let path = folder.join(name);
@@ -133,14 +133,11 @@ impl Files {
     }
 
     /// The instances that have a folder `<namespace>/<name>` below `top`.
-    fn instances_below(&mut self, top: &Path) -> Result<Vec<InstanceId>, HostError> {
+    fn instances_below(&mut self, top: &Path) -> Result<Vec<SetId>, HostError> {
         let mut found = Vec::new();
         for (namespace, _) in self.list(top)?.iter().filter(|(_, file)| !file) {
-            let Ok(parsed) = namespace.parse() else { continue };
             for (name, _) in self.list(&top.join(namespace))?.iter().filter(|(_, file)| !file) {
-                if let Ok(name) = name.parse() {
-                    found.push(InstanceId { namespace: Clone::clone(&parsed), name });
-                }
+                found.extend(format!("{namespace}/{name}").parse::<SetId>());
             }
         }
         Ok(found)
@@ -208,10 +205,10 @@ impl Files {
 }
 
 /// The instance that a unit file belongs to, if it is one of Seed's for an instance.
-pub(super) fn instance_of_unit(name: &str) -> Option<InstanceId> {
+pub(super) fn instance_of_unit(name: &str) -> Option<SetId> {
     let (kind, instance) = name.strip_suffix(".service")?.split_once('@')?;
     matches!(kind, "seed-vm" | "seed-store" | "seed-tpm" | "seed-vsock" | "seed-journal")
-        .then(|| InstanceId::from_unit_instance(instance))?
+        .then(|| SetId::from_unit_instance(instance))?
 }
 
 /// Writes a file of root's that everyone may read: whole, or not at all. One that holds the text already is left alone.
@@ -242,7 +239,7 @@ pub(super) fn folder(path: &Path) -> Result<(), HostError> {
 }
 
 /// Makes an instance's run directory, and its user.
-pub(super) fn make_run(layout: &Layout, id: &InstanceId, uid: u32) -> Result<(), HostError> {
+pub(super) fn make_run(layout: &Layout, id: &SetId, uid: u32) -> Result<(), HostError> {
     make_user(Path::new(USERDB), uid)?;
     let run = layout.run_of(id);
     folder(&run)?;
@@ -276,7 +273,7 @@ fn make_user(userdb: &Path, uid: u32) -> Result<(), HostError> {
 }
 
 /// Removes an instance's run directory, and its user, who owns nothing that runs any more.
-pub(super) fn remove_run(layout: &Layout, id: &InstanceId) -> Result<(), HostError> {
+pub(super) fn remove_run(layout: &Layout, id: &SetId) -> Result<(), HostError> {
     let run = layout.run_of(id);
     let gid = match fs::symlink_metadata(&run) {
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -308,12 +305,12 @@ pub(super) fn take_back(path: &Path) -> Result<(), HostError> {
 }
 
 /// Remembers that the vm unit was started since its files were written.
-pub(super) fn mark_started(layout: &Layout, id: &InstanceId) -> Result<(), HostError> {
+pub(super) fn mark_started(layout: &Layout, id: &SetId) -> Result<(), HostError> {
     write(&layout.run_of(id).join(STARTED), "")
 }
 
 /// Forgets it: its files are about to change.
-pub(super) fn clear_started(layout: &Layout, id: &InstanceId) -> Result<(), HostError> {
+pub(super) fn clear_started(layout: &Layout, id: &SetId) -> Result<(), HostError> {
     remove(&layout.run_of(id).join(STARTED))
 }
 

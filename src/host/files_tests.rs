@@ -4,7 +4,7 @@ use std::os::unix::fs::FileTypeExt;
 
 use super::*;
 
-fn id() -> InstanceId {
+fn id() -> SetId {
     "s-gaydazldmnsg/web".parse().unwrap()
 }
 

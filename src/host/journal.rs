@@ -1,7 +1,7 @@
 //! An instance's journal: what the guest's own journal sent over vsock, and what the host's journal has of its vm unit (the serial
 //! console, and what systemd says of the unit), merged by time.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use serde_json::Value;
 use tokio::{
@@ -23,25 +23,40 @@ const WINDOW: Duration = Duration::from_millis(250);
 /// The longest line that is shown, in characters.
 const MAX_LINE: usize = 4_000;
 
-/// Reads both journals into `sink`. `guest` is the folder of the guest's journal files, `unit` the vm unit. Returns at the end, or when nobody listens any more.
-pub async fn read(guest: &Path, unit: &str, query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
+/// Where what is said in one guest and of it is found.
+pub struct Source {
+    /// The folder of the guest's journal files.
+    pub guest: PathBuf,
+    /// The vm unit.
+    pub unit: String,
+    /// What is added to who said it; empty for nothing.
+    pub called: String,
+    /// Nothing from before this, in seconds since 1970.
+    pub since: u64,
+}
+
+/// Reads both journals of all sources into `sink`. Returns at the end, or when nobody listens any more.
+pub async fn read(sources: Vec<Source>, query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
     let (lines, mut found) = mpsc::channel::<LogLine>(1024);
     let mut readers = Vec::new();
-    // The console is not of one unit of the guest.
-    if query.unit.is_empty() {
-        let host = journalctl(&["--unit", unit], &query);
-        readers.push(start(host, true, lines.clone())?);
-    }
-    // The folder comes with the first line that the guest sends.
-    if guest.is_dir() {
-        let mut directory = std::ffi::OsString::from("--directory=");
-        directory.push(guest);
-        let mut command = journalctl(&[], &query);
-        command.arg(directory);
-        if !query.unit.is_empty() {
-            command.arg(format!("--unit={}", query.unit));
+    for Source { guest, unit, called, since } in sources {
+        let query = JournalQuery { since, ..query.clone() };
+        // The console is not of one unit of the guest.
+        if query.unit.is_empty() {
+            let host = journalctl(&["--unit", &unit], &query);
+            readers.push(start(host, true, called.clone(), lines.clone())?);
         }
-        readers.push(start(command, false, lines.clone())?);
+        // The folder comes with the first line that the guest sends.
+        if guest.is_dir() {
+            let mut directory = std::ffi::OsString::from("--directory=");
+            directory.push(guest);
+            let mut command = journalctl(&[], &query);
+            command.arg(directory);
+            if !query.unit.is_empty() {
+                command.arg(format!("--unit={}", query.unit));
+            }
+            readers.push(start(command, false, called, lines.clone())?);
+        }
     }
     drop(lines);
     if query.follow {
@@ -68,7 +83,7 @@ fn journalctl(words: &[&str], query: &JournalQuery) -> Command {
     command
 }
 
-fn start(mut command: Command, host: bool, lines: mpsc::Sender<LogLine>) -> Result<Child, HostError> {
+fn start(mut command: Command, host: bool, called: String, lines: mpsc::Sender<LogLine>) -> Result<Child, HostError> {
     let failed = |error: std::io::Error| HostError::Command { command: "journalctl".to_owned(), output: error.to_string() };
     let mut child = command.spawn().map_err(failed)?;
     let output = child.stdout.take().ok_or_else(|| failed(std::io::Error::other("no output")))?;
@@ -76,7 +91,10 @@ fn start(mut command: Command, host: bool, lines: mpsc::Sender<LogLine>) -> Resu
         let mut reader = BufReader::new(output).lines();
         // An unreadable line ends the reading; journalctl writes none.
         while let Ok(Some(text)) = reader.next_line().await {
-            let Some(line) = parse(&text, host) else { continue };
+            let Some(mut line) = parse(&text, host) else { continue };
+            if !called.is_empty() {
+                line.source = format!("{}@{called}", line.source);
+            }
             if lines.send(line).await.is_err() {
                 return;
             }

@@ -31,7 +31,7 @@ use crate::{
     bus::LogLine,
     plan::{Observed, Step, UnitState},
     render::{Layout, Limits, ingress::UNIT, vm_unit},
-    spec::name::{InstanceId, Namespace},
+    spec::name::{Namespace, SetId},
 };
 use systemd::Systemd;
 use usage::{Meter, Subject, Usage};
@@ -44,20 +44,21 @@ pub trait Host: Send + Sync + 'static {
     /// Makes one change.
     fn apply(&self, step: &Step) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Looks closer at running guests: for `status` and for a deploy that waits.
-    fn inspect(&self, ids: &[InstanceId]) -> impl Future<Output = Result<Vec<Guest>, HostError>> + Send;
+    fn inspect(&self, ids: &[SetId]) -> impl Future<Output = Result<Vec<Guest>, HostError>> + Send;
     /// What guests use of the machine, and which of their units have failed, in the order of the question: for `status`.
     fn usage(&self, subjects: Vec<Subject>) -> impl Future<Output = Result<Vec<Usage>, HostError>> + Send;
     /// Starts the vm unit again although nothing changed: `restart`.
-    fn restart(&self, id: &InstanceId) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Reads an instance's journal and console in order, and puts the lines into `sink`; returns at the end, or when nobody listens.
+    fn restart(&self, id: &SetId) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Reads the journals and consoles of sets of one instance in order, and puts the lines into `sink`; returns at the end, or when
+    /// nobody listens. If there is something of more than one of them, each line says which it is of.
     fn journal(
         &self,
-        id: &InstanceId,
+        sets: &[SetId],
         query: JournalQuery,
         sink: mpsc::Sender<LogLine>,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Opens a stream to a vsock port of a running guest.
-    fn connect(&self, id: &InstanceId, port: u32) -> impl Future<Output = Result<OwnedFd, HostError>> + Send;
+    fn connect(&self, id: &SetId, port: u32) -> impl Future<Output = Result<OwnedFd, HostError>> + Send;
     /// The volumes that were retired: `(namespace, instance/volume and size, in words)`.
     fn retired(&self) -> impl Future<Output = Result<Vec<(String, String)>, HostError>> + Send;
     /// How many bytes the retired volumes of a namespace may take.
@@ -87,7 +88,7 @@ const AT_ONCE: usize = 16;
 /// How one guest is doing, in systemd's words.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Guest {
-    pub id: Option<InstanceId>,
+    pub id: Option<SetId>,
     /// `active`, `activating`, `failed`, …
     pub active_state: String,
     /// `running`, `start`, `auto-restart`, …
@@ -111,7 +112,7 @@ pub enum HostError {
     #[error("{unit} did not {deed}: systemd says {result}")]
     Job { deed: &'static str, unit: String, result: String },
     #[error("could not connect to vsock port {port} of {id}")]
-    Connect { id: InstanceId, port: u32, source: io::Error },
+    Connect { id: SetId, port: u32, source: io::Error },
     #[error("`{command}` failed: {output}")]
     Command { command: String, output: String },
     #[error(transparent)]
@@ -232,7 +233,7 @@ impl Machine {
         files::write(&self.slices(), &text)
     }
 
-    async fn start(&self, id: &InstanceId, unit: &str) -> Result<(), HostError> {
+    async fn start(&self, id: &SetId, unit: &str) -> Result<(), HostError> {
         self.systemd.start(unit, &[&pattern(id)]).await?;
         files::mark_started(&self.layout, id)
     }
@@ -259,7 +260,7 @@ impl Machine {
 }
 
 /// Matches all units of an instance.
-fn pattern(id: &InstanceId) -> String {
+fn pattern(id: &SetId) -> String {
     format!("seed-*@{}.service", id.unit_instance())
 }
 
@@ -321,7 +322,7 @@ impl Host for Machine {
             }
             Step::RetireVolume { id, name } => {
                 let (image, kept) = (self.layout.volume(id, name), self.volumes().join("retired"));
-                let (id, name) = (id.clone(), name.clone());
+                let (id, name) = (id.instance(), name.clone());
                 self.beside(move || Ok(volume::file::retire(&image, &kept, &id, &name, files::now())?)).await
             }
             Step::CreateVolume { id, name, size, uid } => {
@@ -338,9 +339,9 @@ impl Host for Machine {
         }
     }
 
-    async fn inspect(&self, ids: &[InstanceId]) -> Result<Vec<Guest>, HostError> {
+    async fn inspect(&self, ids: &[SetId]) -> Result<Vec<Guest>, HostError> {
         let loaded = self.systemd.list(&["seed-vm@*.service"]).await?;
-        let ask = async |id: &InstanceId| {
+        let ask = async |id: &SetId| {
             let name = vm_unit(id);
             match loaded.get(&name) {
                 Some(unit) => {
@@ -367,7 +368,7 @@ impl Host for Machine {
         self.measure(subjects).await
     }
 
-    async fn restart(&self, id: &InstanceId) -> Result<(), HostError> {
+    async fn restart(&self, id: &SetId) -> Result<(), HostError> {
         let pattern = pattern(id);
         let units: Vec<String> = self.systemd.list(&[&pattern]).await?.into_keys().collect();
         // Should this be cut short, the next pass starts it.
@@ -376,14 +377,22 @@ impl Host for Machine {
         self.start(id, &vm_unit(id)).await
     }
 
-    async fn journal(&self, id: &InstanceId, query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
-        let unit = vm_unit(id);
-        let started = if query.this_boot { self.systemd.started_at(&unit).await } else { None };
-        let since = started.unwrap_or(0).max(query.since);
-        journal::read(&self.layout.log_of(id), &unit, JournalQuery { since, ..query }, sink).await
+    async fn journal(&self, sets: &[SetId], query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
+        // One that was never there has no folder; the first is asked about all the same.
+        let there = |at: usize, id: &SetId| at == 0 || self.layout.log_of(id).is_dir();
+        let sets: Vec<&SetId> = sets.iter().enumerate().filter(|(at, id)| there(*at, id)).map(|(_, id)| id).collect();
+        let mut sources = Vec::new();
+        for id in &sets {
+            let unit = vm_unit(id);
+            let started = if query.this_boot { self.systemd.started_at(&unit).await } else { None };
+            let since = started.unwrap_or(0).max(query.since);
+            let called = if sets.len() > 1 { id.place() } else { String::new() };
+            sources.push(journal::Source { guest: self.layout.log_of(id), unit, called, since });
+        }
+        journal::read(sources, query, sink).await
     }
 
-    async fn connect(&self, id: &InstanceId, port: u32) -> Result<OwnedFd, HostError> {
+    async fn connect(&self, id: &SetId, port: u32) -> Result<OwnedFd, HostError> {
         let connected = vsock::connect(&self.layout.run_of(id), port).await;
         connected.map_err(|source| HostError::Connect { id: id.clone(), port, source })
     }

@@ -23,7 +23,7 @@ use crate::{
     render::credentials::LINK_GATEWAY6,
     spec::{
         address::{Address, Addressing},
-        name::InstanceId,
+        name::SetId,
     },
 };
 
@@ -83,7 +83,7 @@ fn gateway_addresses(interface: &str, addressing: &Addressing) -> String {
 }
 
 /// Makes the tap of an instance, in the place of any that is the instance's or has the name.
-pub async fn create_tap(id: &InstanceId, address: &Address, addressing: &Addressing) -> Result<(), HostError> {
+pub async fn create_tap(id: &SetId, address: &Address, addressing: &Addressing) -> Result<(), HostError> {
     let Address { v4, v6, tap, uid, .. } = address;
     let old = aliases()?.into_iter().filter(|(name, alias)| name == tap || alias.as_ref().is_some_and(|(owner, _)| owner == id));
     let mut lines: String = old.map(|(name, _)| format!("link del dev {name}\n")).collect();
@@ -169,11 +169,11 @@ fn set(key: &str, value: &str) -> Result<(), HostError> {
 }
 
 /// The alias of a finished tap.
-fn alias(id: &InstanceId, tap: &Tap) -> String {
+fn alias(id: &SetId, tap: &Tap) -> String {
     format!("seed:{id},{},{},{}", tap.uid, tap.v4, tap.v6)
 }
 
-fn parse_alias(name: &str, text: &str) -> Option<(InstanceId, Tap)> {
+fn parse_alias(name: &str, text: &str) -> Option<(SetId, Tap)> {
     let mut parts = text.trim().strip_prefix("seed:")?.split(',');
     let id = parts.next()?.parse().ok()?;
     let (uid, v4, v6) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -185,7 +185,7 @@ fn is_tap_name(name: &str) -> bool {
     name.strip_prefix("seed").is_some_and(|lease| !lease.is_empty() && lease.bytes().all(|b| b.is_ascii_digit()))
 }
 
-type Alias = Option<(InstanceId, Tap)>;
+type Alias = Option<(SetId, Tap)>;
 
 /// Every tap of Seed's and what its alias says.
 fn aliases() -> Result<Vec<(String, Alias)>, HostError> {
@@ -221,12 +221,12 @@ fn interfaces() -> Result<Vec<(u32, String)>, HostError> {
 /// Looks at taps. Remembers what it read by the index of the interface, which no two interfaces ever share.
 #[derive(Debug, Default)]
 pub struct Taps {
-    seen: BTreeMap<u32, (InstanceId, Tap)>,
+    seen: BTreeMap<u32, (SetId, Tap)>,
 }
 
 impl Taps {
     /// The finished taps whose routes are there, by instance. A tap that is down has no routes.
-    pub fn observe(&mut self) -> Result<BTreeMap<InstanceId, Tap>, HostError> {
+    pub fn observe(&mut self) -> Result<BTreeMap<SetId, Tap>, HostError> {
         let present = interfaces()?;
         let indices: BTreeSet<u32> = present.iter().map(|(index, _)| *index).collect();
         self.seen.retain(|index, _| indices.contains(index));
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn an_alias_says_what_its_tap_was_made_with() {
-        let id: InstanceId = "s-gaydazldmnsg/web".parse().unwrap();
+        let id: SetId = "s-gaydazldmnsg/web".parse().unwrap();
         let tap = Tap { name: "seed7".into(), uid: 800_007, v4: "10.88.0.9".parse().unwrap(), v6: "fd5e::8000:1".parse().unwrap() };
         let text = alias(&id, &tap);
         assert!(text.len() < 256 && !text.contains(char::is_whitespace));

@@ -24,7 +24,7 @@ use crate::{
     plan::{Observed, ObservedInstance, Step, Tap, UnitState},
     render::{Limits, vm_unit},
     spec::{
-        name::{InstanceId, Namespace, VolumeName},
+        name::{Namespace, SetId, VolumeName},
         quantity::Bytes,
     },
 };
@@ -62,20 +62,20 @@ pub struct Sim {
 
 #[derive(Default)]
 struct Machine {
-    instances: BTreeMap<InstanceId, SimInstance>,
+    instances: BTreeMap<SetId, SimInstance>,
     firewall: Option<String>,
     slices: BTreeMap<String, Limits>,
     ingress: Ingress,
-    retired: Vec<(InstanceId, VolumeName, SimVolume)>,
+    retired: Vec<(SetId, VolumeName, SimVolume)>,
     boot: Boot,
-    boots: BTreeMap<InstanceId, Boot>,
-    failed_units: BTreeMap<InstanceId, Vec<String>>,
+    boots: BTreeMap<SetId, Boot>,
+    failed_units: BTreeMap<SetId, Vec<String>>,
     applied: Vec<Step>,
     observations: usize,
     fail_apply: Option<usize>,
     fail_observe: Option<usize>,
     /// The guests' ends of streams that were opened to them.
-    entered: Vec<(InstanceId, u32, UnixStream)>,
+    entered: Vec<(SetId, u32, UnixStream)>,
     /// Counts events: there is no other time here.
     clock: u64,
 }
@@ -109,8 +109,8 @@ impl Sim {
     }
 
     /// What happens when this guest is started.
-    pub fn boot_of(&self, id: &InstanceId, boot: Boot) {
-        self.lock().boots.insert(id.clone(), boot);
+    pub fn boot_of(&self, id: impl Into<SetId>, boot: Boot) {
+        self.lock().boots.insert(id.into(), boot);
     }
 
     /// The machine applies `after` more steps and fails the next one without doing anything; then it works again.
@@ -124,7 +124,7 @@ impl Sim {
     }
 
     /// The streams that were opened to guests since this was last asked: the guests' ends.
-    pub fn entered(&self) -> Vec<(InstanceId, u32, UnixStream)> {
+    pub fn entered(&self) -> Vec<(SetId, u32, UnixStream)> {
         std::mem::take(&mut self.lock().entered)
     }
 
@@ -145,8 +145,8 @@ impl Sim {
     }
 
     /// The VMM dies; systemd starts it again.
-    pub fn kill_vm(&self, id: &InstanceId) {
-        self.event(id, |instance, boot, clock| {
+    pub fn kill_vm(&self, id: impl Into<SetId>) {
+        self.event(&id.into(), |instance, boot, clock| {
             if instance.vm == UnitState::Active {
                 instance.restarts += 1;
                 instance.start(boot, clock);
@@ -155,28 +155,28 @@ impl Sim {
     }
 
     /// One of the programs that the VMM needs dies; the VMM goes on without it.
-    pub fn kill_helper(&self, id: &InstanceId) {
-        self.event(id, |instance, _, _| instance.helper_failed = true);
+    pub fn kill_helper(&self, id: impl Into<SetId>) {
+        self.event(&id.into(), |instance, _, _| instance.helper_failed = true);
     }
 
     /// Units of the guest have failed; the guest runs on.
-    pub fn fail_units(&self, id: &InstanceId, units: &[&str]) {
-        self.lock().failed_units.insert(id.clone(), units.iter().map(|unit| (*unit).to_owned()).collect());
+    pub fn fail_units(&self, id: impl Into<SetId>, units: &[&str]) {
+        self.lock().failed_units.insert(id.into(), units.iter().map(|unit| (*unit).to_owned()).collect());
     }
 
     /// systemd gives the guest up.
-    pub fn give_up(&self, id: &InstanceId, result: &str) {
-        self.event(id, |instance, _, clock| instance.enter(UnitState::Failed, result, clock));
+    pub fn give_up(&self, id: impl Into<SetId>, result: &str) {
+        self.event(&id.into(), |instance, _, clock| instance.enter(UnitState::Failed, result, clock));
     }
 
     /// A person stops the vm unit with systemctl.
-    pub fn stop_by_hand(&self, id: &InstanceId) {
-        self.event(id, |instance, _, clock| instance.enter(UnitState::Inactive, "success", clock));
+    pub fn stop_by_hand(&self, id: impl Into<SetId>) {
+        self.event(&id.into(), |instance, _, clock| instance.enter(UnitState::Inactive, "success", clock));
     }
 
     /// A person starts the vm unit with systemctl.
-    pub fn start_by_hand(&self, id: &InstanceId) {
-        self.event(id, |instance, boot, clock| instance.start(boot, clock));
+    pub fn start_by_hand(&self, id: impl Into<SetId>) {
+        self.event(&id.into(), |instance, boot, clock| instance.start(boot, clock));
     }
 
     /// The machine restarts: what is below /run is gone, and nothing runs.
@@ -200,19 +200,19 @@ impl Sim {
         self.lock().observations
     }
 
-    /// What would be observed now; this look is not counted and cannot fail.
+    /// What would be observed now; not counted, and it cannot fail.
     pub fn look(&self) -> Observed {
         self.lock().observe()
     }
 
     /// How many times the guest was started, by whomever.
-    pub fn boots(&self, id: &InstanceId) -> u32 {
-        self.lock().instances.get(id).map_or(0, |instance| instance.boots)
+    pub fn boots(&self, id: impl Into<SetId>) -> u32 {
+        self.lock().instances.get(&id.into()).map_or(0, |instance| instance.boots)
     }
 
     /// The text of the vm unit that the guest runs from; none if it does not run.
-    pub fn running(&self, id: &InstanceId) -> Option<String> {
-        self.lock().instances.get(id).and_then(|instance| instance.running.clone())
+    pub fn running(&self, id: impl Into<SetId>) -> Option<String> {
+        self.lock().instances.get(&id.into()).and_then(|instance| instance.running.clone())
     }
 
     /// Every volume that is there, and every one that was set aside.
@@ -229,7 +229,7 @@ impl Sim {
         result
     }
 
-    fn event(&self, id: &InstanceId, happen: impl FnOnce(&mut SimInstance, &Boot, &mut u64)) {
+    fn event(&self, id: &SetId, happen: impl FnOnce(&mut SimInstance, &Boot, &mut u64)) {
         let mut machine = self.lock();
         let boot = machine.boot_of(id);
         let Machine { instances, clock, .. } = &mut *machine;
@@ -262,7 +262,7 @@ impl Host for Sim {
         self.apply_now(step)
     }
 
-    async fn inspect(&self, ids: &[InstanceId]) -> Result<Vec<Guest>, HostError> {
+    async fn inspect(&self, ids: &[SetId]) -> Result<Vec<Guest>, HostError> {
         let machine = self.lock();
         let known = ids.iter().filter_map(|id| Some((id, machine.instances.get(id)?)));
         Ok(known.map(|(id, instance)| instance.guest(id)).collect())
@@ -274,7 +274,7 @@ impl Host for Sim {
         Ok(subjects.iter().map(|subject| Usage { failed_units: failed(subject), ..Usage::default() }).collect())
     }
 
-    async fn restart(&self, id: &InstanceId) -> Result<(), HostError> {
+    async fn restart(&self, id: &SetId) -> Result<(), HostError> {
         let known = self.lock().instances.get(id).is_some_and(|instance| instance.units.contains_key(&vm_unit(id)));
         if !known {
             return Err(refuse(&format!("restart {id}"), "there is no such unit"));
@@ -283,14 +283,16 @@ impl Host for Sim {
         Ok(())
     }
 
-    async fn journal(&self, id: &InstanceId, _query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
-        let text = format!("a line of {id}");
-        // Nobody listening is as good as having read it.
-        drop(sink.send(LogLine { at: 1, source: "console".to_owned(), priority: 6, text }).await);
+    async fn journal(&self, sets: &[SetId], _query: JournalQuery, sink: mpsc::Sender<LogLine>) -> Result<(), HostError> {
+        for id in sets.iter().filter(|id| self.boots(*id) > 0) {
+            let (source, text) = ("console".to_owned(), format!("a line of {id}"));
+            // Nobody listening is as good as having read it.
+            drop(sink.send(LogLine { at: 1, source, priority: 6, text }).await);
+        }
         Ok(())
     }
 
-    async fn connect(&self, id: &InstanceId, port: u32) -> Result<OwnedFd, HostError> {
+    async fn connect(&self, id: &SetId, port: u32) -> Result<OwnedFd, HostError> {
         let failed = |source| HostError::Connect { id: id.clone(), port, source };
         let mut machine = self.lock();
         if machine.instances.get(id).is_none_or(|instance| instance.running.is_none()) {
@@ -302,14 +304,14 @@ impl Host for Sim {
     }
 
     async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {
-        let one = |(id, name, volume): &(InstanceId, VolumeName, SimVolume)| {
+        let one = |(id, name, volume): &(SetId, VolumeName, SimVolume)| {
             (id.namespace.to_string(), format!("{}/{name} ({})", id.name, volume.size))
         };
         Ok(self.lock().retired.iter().map(one).collect())
     }
 
     async fn retired_bytes(&self, namespace: &Namespace) -> Result<u64, HostError> {
-        let mine = |(id, _, volume): &(InstanceId, _, SimVolume)| if id.namespace == *namespace { volume.size.0 } else { 0 };
+        let mine = |(id, _, volume): &(SetId, _, SimVolume)| if id.namespace == *namespace { volume.size.0 } else { 0 };
         Ok(self.lock().retired.iter().map(mine).sum())
     }
 
@@ -329,7 +331,7 @@ impl Machine {
         }
     }
 
-    fn boot_of(&mut self, id: &InstanceId) -> Boot {
+    fn boot_of(&mut self, id: &SetId) -> Boot {
         let boot = self.boots.get(id).unwrap_or(&self.boot).clone();
         if matches!(boot, Boot::FailsOnce(_)) {
             self.boots.remove(id);
@@ -347,7 +349,7 @@ impl Machine {
     }
 
     fn change(&mut self, step: &Step) -> Result<(), &'static str> {
-        let Some(id) = step.instance() else {
+        let Some(id) = step.set() else {
             match step {
                 Step::ApplyFirewall(text) => self.firewall = Some(text.clone()),
                 Step::LimitSlices(slices) => self.slices.clone_from(slices),
@@ -474,17 +476,9 @@ fn images(text: &str) -> Vec<&str> {
 
 /// Whether the countdown has come to its end with this event.
 fn counted_down(countdown: &mut Option<usize>) -> bool {
-    match countdown {
-        Some(0) => {
-            *countdown = None;
-            true
-        }
-        Some(left) => {
-            *left -= 1;
-            false
-        }
-        None => false,
-    }
+    let left = countdown.take();
+    *countdown = left.and_then(|left| left.checked_sub(1));
+    left == Some(0)
 }
 
 fn refuse(command: &str, why: &str) -> HostError {

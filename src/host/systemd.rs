@@ -21,7 +21,7 @@ use tokio::{
 use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, message::Type};
 
 use super::{Guest, HostError};
-use crate::{plan::UnitState, render::Limits, spec::name::InstanceId};
+use crate::{plan::UnitState, render::Limits, spec::name::SetId};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
@@ -293,7 +293,7 @@ impl Systemd {
     }
 
     /// What systemd says about a loaded vm unit.
-    pub async fn guest(&self, id: &InstanceId, unit: &Loaded) -> zbus::Result<Guest> {
+    pub async fn guest(&self, id: &SetId, unit: &Loaded) -> zbus::Result<Guest> {
         if let Some(known) = self.told.lock().unwrap_or_else(PoisonError::into_inner).known(unit) {
             return Ok(Guest { id: Some(id.clone()), ..known });
         }

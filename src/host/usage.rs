@@ -20,7 +20,7 @@ use tokio::process::Command;
 use super::{HostError, files, volume::ext4};
 use crate::{
     render::{Layout, vm_unit},
-    spec::name::{InstanceId, VolumeName},
+    spec::name::{SetId, VolumeName},
 };
 
 /// Where control groups are.
@@ -56,7 +56,7 @@ pub struct Usage {
 /// A guest that is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
-    pub id: InstanceId,
+    pub id: SetId,
     pub volumes: Vec<VolumeName>,
     /// When it entered its state, in seconds since 1970.
     pub since: u64,
@@ -81,12 +81,12 @@ struct Heard {
 /// What was seen before.
 #[derive(Debug, Default)]
 pub struct Meter {
-    samples: BTreeMap<InstanceId, Sample>,
-    heard: BTreeMap<InstanceId, Heard>,
+    samples: BTreeMap<SetId, Sample>,
+    heard: BTreeMap<SetId, Heard>,
 }
 
 /// The control group of an instance's vm unit.
-fn cgroup(id: &InstanceId) -> PathBuf {
+fn cgroup(id: &SetId) -> PathBuf {
     let namespace = id.namespace.as_str();
     let slice = format!("seed-{}.slice", namespace.strip_prefix("s-").unwrap_or(namespace));
     Path::new(CGROUPS).join("seed.slice").join(slice).join(vm_unit(id))
@@ -116,7 +116,7 @@ impl Meter {
     }
 
     /// Thousandths of a CPU, from time used.
-    fn rate(&mut self, id: &InstanceId, micros: u64, age_secs: u64) -> Option<u32> {
+    fn rate(&mut self, id: &SetId, micros: u64, age_secs: u64) -> Option<u32> {
         let at = Instant::now();
         let milli = |micros: u64, over: Duration| u32::try_from(u128::from(micros) * 1000 / over.as_micros().max(1)).ok();
         let before = self.samples.get(id).copied().filter(|before| before.micros <= micros && at - before.at < LONGEST);
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn the_rate_is_of_the_time_between_two_questions() {
         let mut meter = Meter::default();
-        let id: InstanceId = "s-gaydazldmnsg/web".parse().unwrap();
+        let id: SetId = "s-gaydazldmnsg/web".parse().unwrap();
         // 30 s of CPU in 60 s of life.
         assert_eq!(meter.rate(&id, 30_000_000, 60), Some(500));
         // Asked again at once, it says the same.
@@ -267,7 +267,7 @@ mod tests {
     fn a_volume_without_a_file_system_takes_what_was_written_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout { state: dir.path().to_owned(), ..crate::render::samples::layout() };
-        let id: InstanceId = "s-gaydazldmnsg/web".parse().unwrap();
+        let id: SetId = "s-gaydazldmnsg/web".parse().unwrap();
         let name: VolumeName = "data".parse().unwrap();
         let image = layout.volume(&id, &name);
         fs::create_dir_all(image.parent().unwrap()).unwrap();

@@ -8,13 +8,13 @@ use crate::{
         InstanceTarget, Target,
         ingress::{Condition, Map, Maps},
     },
-    spec::name::InstanceId,
+    spec::name::SetId,
 };
 
 /// The step that has the ingress lead where it should, if it does not; `steps` are those of the instances.
 pub(super) fn route(target: &Target, observed: &Observed, steps: &[Step]) -> Option<Step> {
     let ingress = target.ingress.as_ref()?;
-    let stopping: BTreeSet<&InstanceId> = steps
+    let stopping: BTreeSet<&SetId> = steps
         .iter()
         .filter_map(|step| match step {
             Step::Stop { id, .. } => Some(id),
@@ -32,7 +32,7 @@ pub(super) fn route(target: &Target, observed: &Observed, steps: &[Step]) -> Opt
 }
 
 /// What an instance can do for whoever comes. One that is about to be stopped is not ready any more.
-fn condition(id: &InstanceId, wanted: Option<&InstanceTarget>, observed: &Observed, stops: bool) -> Condition {
+fn condition(id: &SetId, wanted: Option<&InstanceTarget>, observed: &Observed, stops: bool) -> Condition {
     let nothing = super::ObservedInstance::default();
     let there = observed.instances.get(id).unwrap_or(&nothing);
     let Some(wanted) = wanted else { return Condition::Stopped };

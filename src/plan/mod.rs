@@ -6,6 +6,7 @@
 
 mod ingress;
 pub mod observed;
+pub mod rollout;
 pub mod step;
 
 pub use observed::{Observed, ObservedIngress, ObservedInstance, RunningIngress, Tap, UnitState};
@@ -13,7 +14,7 @@ pub use step::{MapChange, Step};
 
 use crate::{
     render::{InstanceTarget, Target, Unit, vm_unit},
-    spec::name::InstanceId,
+    spec::name::SetId,
 };
 
 /// The steps from `observed` to `target`, in a total order.
@@ -49,7 +50,7 @@ pub fn plan(target: &Target, observed: &Observed) -> Vec<Step> {
 }
 
 /// Takes away what is there of an instance; its volumes are kept aside.
-fn remove(steps: &mut Vec<Step>, id: &InstanceId, there: &ObservedInstance) {
+fn remove(steps: &mut Vec<Step>, id: &SetId, there: &ObservedInstance) {
     if runs_or_failed(there) {
         steps.push(stop(id, &[], there));
     }
@@ -62,7 +63,7 @@ fn remove(steps: &mut Vec<Step>, id: &InstanceId, there: &ObservedInstance) {
 }
 
 /// Makes a wanted instance what it should be, and leaves it alone if it is.
-fn converge(steps: &mut Vec<Step>, id: &InstanceId, wanted: &InstanceTarget, there: &ObservedInstance) {
+fn converge(steps: &mut Vec<Step>, id: &SetId, wanted: &InstanceTarget, there: &ObservedInstance) {
     let written = is_written(wanted, there);
     let tap_fits = there.tap.as_ref() == Some(&Tap::of(&wanted.address));
     let grows = wanted.volumes.iter().any(|(name, size)| there.volumes.get(name).is_some_and(|have| have < size));
@@ -106,7 +107,7 @@ fn converge(steps: &mut Vec<Step>, id: &InstanceId, wanted: &InstanceTarget, the
 }
 
 /// Sets aside the volumes that are there and not declared: what runs was not given them.
-fn retire_dropped(steps: &mut Vec<Step>, id: &InstanceId, wanted: &InstanceTarget, there: &ObservedInstance) {
+fn retire_dropped(steps: &mut Vec<Step>, id: &SetId, wanted: &InstanceTarget, there: &ObservedInstance) {
     let dropped = there.volumes.keys().filter(|name| !wanted.volumes.contains_key(*name));
     steps.extend(dropped.map(|name| Step::RetireVolume { id: id.clone(), name: name.clone() }));
 }
@@ -123,7 +124,7 @@ fn runs_or_failed(there: &ObservedInstance) -> bool {
 }
 
 /// Stops every unit that may be loaded: those on the disk, and those wanted, whose files somebody may have removed. The vm unit first.
-fn stop(id: &InstanceId, wanted: &[Unit], there: &ObservedInstance) -> Step {
+fn stop(id: &SetId, wanted: &[Unit], there: &ObservedInstance) -> Step {
     let vm = vm_unit(id);
     let mut rest: Vec<String> = there.units.keys().cloned().chain(wanted.iter().map(|unit| unit.name.clone())).collect();
     rest.retain(|name| *name != vm);

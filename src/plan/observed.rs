@@ -9,7 +9,7 @@ use crate::{
     render::{Limits, ingress::Map},
     spec::{
         address::Address,
-        name::{InstanceId, VolumeName},
+        name::{SetId, VolumeName},
         quantity::Bytes,
     },
 };
@@ -82,7 +82,7 @@ pub struct RunningIngress {
 /// What there is on the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
-    pub instances: BTreeMap<InstanceId, ObservedInstance>,
+    pub instances: BTreeMap<SetId, ObservedInstance>,
     /// The firewall text that was applied last, if its table is still there.
     pub firewall: Option<String>,
     /// The limits that slices were given since the machine started.

@@ -9,7 +9,7 @@ use crate::{
     render::{File, Limits, Unit, ingress::Map},
     spec::{
         address::Address,
-        name::{InstanceId, VolumeName},
+        name::{SetId, VolumeName},
         quantity::Bytes,
     },
 };
@@ -38,26 +38,26 @@ pub enum Step {
     /// Powers the guest off, or kills it, and waits until all its units are gone (inactive, and failed ones reset). First forgets that it
     /// was started: whatever comes between this and the next start, the instance is still wanted. `kill` is for a guest that cannot
     /// power itself off, since a program that it cannot do without has died under it.
-    Stop { id: InstanceId, units: Vec<String>, kill: bool },
+    Stop { id: SetId, units: Vec<String>, kill: bool },
     /// Removes unit files, the run directory and the tap; the instance is stopped.
-    RemoveInstance { id: InstanceId, units: Vec<String>, tap: Option<String> },
+    RemoveInstance { id: SetId, units: Vec<String>, tap: Option<String> },
     /// Moves a volume aside, dated; its bytes are kept.
-    RetireVolume { id: InstanceId, name: VolumeName },
+    RetireVolume { id: SetId, name: VolumeName },
     /// Makes an empty file system that belongs to the user.
-    CreateVolume { id: InstanceId, name: VolumeName, size: Bytes, uid: u32 },
+    CreateVolume { id: SetId, name: VolumeName, size: Bytes, uid: u32 },
     /// Makes a volume larger; the guest's file system follows when it is mounted. The instance is stopped.
-    GrowVolume { id: InstanceId, name: VolumeName, size: Bytes },
+    GrowVolume { id: SetId, name: VolumeName, size: Bytes },
     /// Makes the tap, in the place of any other that is this instance's or has this name; the instance is stopped.
-    CreateTap { id: InstanceId, address: Address },
+    CreateTap { id: SetId, address: Address },
     /// Writes units and files that differ, removes unit files that are no longer wanted; the instance is stopped.
-    Write { id: InstanceId, units: Vec<Unit>, files: Vec<File>, remove: Vec<String>, uid: u32 },
+    Write { id: SetId, units: Vec<Unit>, files: Vec<File>, remove: Vec<String>, uid: u32 },
     /// Queues the start of the vm unit and remembers that it was started; does not wait for the guest.
-    Start { id: InstanceId, unit: String },
+    Start { id: SetId, unit: String },
 }
 
 impl Step {
-    /// The instance that the step belongs to; none for a step of the host.
-    pub fn instance(&self) -> Option<&InstanceId> {
+    /// The set of units that the step belongs to; none for a step of the host.
+    pub fn set(&self) -> Option<&SetId> {
         match self {
             Self::ApplyFirewall(_) | Self::LimitSlices(_) | Self::Route { .. } => None,
             Self::Stop { id, .. }

@@ -126,7 +126,7 @@ mod tests {
         let (id, wanted) = samples::instance(of);
         let layout = samples::layout();
         let address = layout.addressing.of(&id, wanted.lease);
-        let found = credentials(&id, &wanted, &address, &layout);
+        let found = credentials(&id.instance(), &wanted, &address, &layout);
         found.into_iter().find(|credential| credential.name == name).map(|credential| credential.text).unwrap_or_default()
     }
 

@@ -20,7 +20,7 @@ use super::{File, Layout, zone};
 use crate::spec::{
     desired::Desired,
     instance::{Instance, Port, Protocol},
-    name::InstanceId,
+    name::{InstanceId, SetId},
 };
 
 /// The unit that runs HAProxy.
@@ -105,15 +105,16 @@ pub struct Ingress {
     /// Where the maps are.
     pub maps: BTreeMap<Map, PathBuf>,
     /// Each name once; only those of instances that have an entrance.
-    pub names: BTreeMap<String, InstanceId>,
-    pub entrances: BTreeMap<InstanceId, Entrance>,
+    pub names: BTreeMap<String, SetId>,
+    pub entrances: BTreeMap<SetId, Entrance>,
 }
 
 /// Every name under which an instance is reached, and the instance: its own, and the domains that were proven. Whatever gives instances more
 /// names adds them here: maps and pages follow. Of a name that stands here twice, the first counts.
-pub fn names(desired: &Desired, layout: &Layout) -> Vec<(String, InstanceId)> {
-    let own = desired.instances.keys().map(|id| (zone::fqdn(id, &layout.domain), id.clone()));
-    own.chain(desired.domains.iter().map(|(name, id)| (name.to_string(), id.clone()))).collect()
+pub fn names(desired: &Desired, layout: &Layout) -> Vec<(String, SetId)> {
+    let serving: BTreeMap<InstanceId, &SetId> = desired.serving().map(|(set, _)| (set.instance(), set)).collect();
+    let own = serving.iter().map(|(id, set)| (zone::fqdn(id, &layout.domain), (*set).clone()));
+    own.chain(desired.domains.iter().filter_map(|(name, id)| Some((name.to_string(), (*serving.get(id)?).clone())))).collect()
 }
 
 /// The names of this host itself.
@@ -145,7 +146,7 @@ pub fn entrance(instance: &Instance) -> Entrance {
 
 /// The ingress of what is wanted.
 pub fn ingress(desired: &Desired, layout: &Layout) -> Ingress {
-    let entrances: BTreeMap<InstanceId, Entrance> = desired
+    let entrances: BTreeMap<SetId, Entrance> = desired
         .instances
         .iter()
         .map(|(id, wanted)| (id.clone(), entrance(&wanted.instance)))
@@ -157,11 +158,7 @@ pub fn ingress(desired: &Desired, layout: &Layout) -> Ingress {
 }
 
 /// Those names that can be lines of the maps: none of the host's own, and none without an entrance behind it.
-fn admitted(
-    names: Vec<(String, InstanceId)>,
-    own: &[String],
-    entrances: &BTreeMap<InstanceId, Entrance>,
-) -> BTreeMap<String, InstanceId> {
+fn admitted(names: Vec<(String, SetId)>, own: &[String], entrances: &BTreeMap<SetId, Entrance>) -> BTreeMap<String, SetId> {
     let mut known = BTreeMap::new();
     for (name, id) in names {
         if is_name(&name) && entrances.contains_key(&id) && !own.contains(&name) {
@@ -178,7 +175,7 @@ impl Ingress {
     }
 
     /// What the maps are to hold, given what the instances can do.
-    pub fn maps(&self, condition: impl Fn(&InstanceId) -> Condition) -> Maps {
+    pub fn maps(&self, condition: impl Fn(&SetId) -> Condition) -> Maps {
         let mut maps: Maps = Map::ALL.iter().map(|map| (*map, BTreeMap::new())).collect();
         let mut put = |map: Map, name: &str, value: String| {
             maps.entry(map).or_default().insert(name.to_owned(), value);
@@ -425,7 +422,7 @@ mod tests {
         let (other, _) = samples::instance("other");
         desired.instances.get_mut(&web).unwrap().instance = both;
         desired.instances.get_mut(&other).unwrap().instance = proxied;
-        desired.domains.insert("www.example.org".parse().unwrap(), web.clone());
+        desired.domains.insert("www.example.org".parse().unwrap(), web.instance());
         let ingress = ingress(&desired, &layout());
         let (name, second) = ("web.s-gaydazldmnsg.seed.example", "web.s-aaaaaaaaaaaa.seed.example");
         assert_eq!(ingress.names.keys().collect::<Vec<_>>(), [second, name, "www.example.org"], "the database has no entrance");

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::spec::{
     address::{Address, Addressing},
     desired::{Desired, Wanted},
-    name::{Domain, InstanceId, Namespace, VolumeName},
+    name::{Domain, Namespace, SetId, VolumeName},
     quantity::Bytes,
     quota::Quota,
     route::PublicAddress,
@@ -75,22 +75,22 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The run directory of an instance: `/run/seed/<ns>/<name>`.
-    pub fn run_of(&self, id: &InstanceId) -> PathBuf {
-        self.run.join(id.namespace.as_str()).join(id.name.as_str())
+    /// The run directory of a set of units: `/run/seed/<ns>/<name>`.
+    pub fn run_of(&self, id: &SetId) -> PathBuf {
+        self.run.join(id.namespace.as_str()).join(id.place())
     }
     /// The image of a volume: `/var/lib/seed/volumes/<ns>/<name>/<volume>.img`.
-    pub fn volume(&self, id: &InstanceId, name: &VolumeName) -> PathBuf {
-        let folder = self.state.join("volumes").join(id.namespace.as_str()).join(id.name.as_str());
+    pub fn volume(&self, id: &SetId, name: &VolumeName) -> PathBuf {
+        let folder = self.state.join("volumes").join(id.namespace.as_str()).join(id.place());
         folder.join(format!("{name}.img"))
     }
     /// Where swtpm keeps an instance's TPM: `/var/lib/seed/tpm/<ns>/<name>`.
-    pub fn tpm_of(&self, id: &InstanceId) -> PathBuf {
-        self.state.join("tpm").join(id.namespace.as_str()).join(id.name.as_str())
+    pub fn tpm_of(&self, id: &SetId) -> PathBuf {
+        self.state.join("tpm").join(id.namespace.as_str()).join(id.place())
     }
     /// Where an instance's journal is kept: `/var/lib/seed/log/<ns>/<name>`.
-    pub fn log_of(&self, id: &InstanceId) -> PathBuf {
-        self.state.join("log").join(id.namespace.as_str()).join(id.name.as_str())
+    pub fn log_of(&self, id: &SetId) -> PathBuf {
+        self.state.join("log").join(id.namespace.as_str()).join(id.place())
     }
 }
 
@@ -125,7 +125,7 @@ pub struct InstanceTarget {
 /// All that the machine must hold, to the byte.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Target {
-    pub instances: BTreeMap<InstanceId, InstanceTarget>,
+    pub instances: BTreeMap<SetId, InstanceTarget>,
     /// What each namespace's slice may take, by the slice's name.
     pub slices: BTreeMap<String, Limits>,
     /// The whole nftables table, as `nft -f` takes it in one transaction.
@@ -159,13 +159,13 @@ pub fn slice(namespace: &Namespace) -> String {
 }
 
 /// The name of the unit that is an instance's virtual machine.
-pub fn vm_unit(id: &InstanceId) -> String {
+pub fn vm_unit(id: &SetId) -> String {
     format!("seed-vm@{}.service", id.unit_instance())
 }
 
 /// Renders what is wanted.
 pub fn target(desired: &Desired, layout: &Layout) -> Target {
-    let one = |(id, wanted): (&InstanceId, &Wanted)| {
+    let one = |(id, wanted): (&SetId, &Wanted)| {
         let runs = !desired.stopped.contains(id);
         (id.clone(), InstanceTarget { runs, ..units::instance(id, wanted, layout) })
     };

@@ -32,7 +32,7 @@ use super::{
 use crate::spec::{
     address::Address,
     desired::{Desired, Wanted},
-    name::{InstanceId, Namespace},
+    name::{Namespace, SetId},
 };
 
 /// The text for `nft -f` that replaces the table, whether it was there or not.
@@ -81,7 +81,8 @@ pub fn ruleset(desired: &Desired, layout: &Layout) -> String {
     set(&mut text, "set exposed4", "ipv4_addr . inet_proto . inet_service", &|g| exposed(g, &g.address.v4));
     set(&mut text, "set exposed6", "ipv6_addr . inet_proto . inet_service", &|g| exposed(g, &g.address.v6));
     let routed = |guest: &Guest<'_>, v4: bool| -> Vec<(String, String)> {
-        let keys = ways(desired, layout, guest, v4);
+        // What drains keeps its connections, and gets no new ones this way.
+        let keys = if desired.beside.contains(guest.id) { Vec::new() } else { ways(desired, layout, guest, v4) };
         keys.into_iter().map(|way| (format!("{} . {} . {}", way.from, way.transport, way.port), way.to(guest))).collect()
     };
     elements(&mut text, "map routes4", "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service", &guests, |g| {
@@ -125,7 +126,7 @@ impl Way {
 /// All ways to an instance, of one family. What is sent to a public address may arrive at another; guests reach it under its own.
 fn ways(desired: &Desired, layout: &Layout, guest: &Guest<'_>, v4: bool) -> Vec<Way> {
     let mut ways = BTreeMap::new();
-    for route in desired.routes.get(guest.id).into_iter().flatten() {
+    for route in desired.routes.get(&guest.id.instance()).into_iter().flatten() {
         for address in route.addresses(&layout.public).flat_map(|one| [one.address, one.arrives]) {
             for (transport, used) in [("tcp", route.protocol.tcp()), ("udp", route.protocol.udp())] {
                 if used && address.is_ipv4() == v4 {
@@ -139,7 +140,7 @@ fn ways(desired: &Desired, layout: &Layout, guest: &Guest<'_>, v4: bool) -> Vec<
 }
 
 struct Guest<'a> {
-    id: &'a InstanceId,
+    id: &'a SetId,
     wanted: &'a Wanted,
     address: Address,
     namespace: u32,

@@ -7,7 +7,7 @@ use crate::spec::{
     address::{Addressing, Lease},
     desired::{Desired, Wanted},
     instance::{Instance, Port, Protocol, Rollout, Size, Volume},
-    name::{InstanceId, StorePath},
+    name::{SetId, Slot, StorePath},
     quantity::Bytes,
 };
 
@@ -18,13 +18,13 @@ pub(crate) fn desired() -> Desired {
 }
 
 /// `web`: the least there can be; `db`: everything; `other`: a `web` in another namespace.
-pub(crate) fn instance(name: &str) -> (InstanceId, Wanted) {
+pub(crate) fn instance(name: &str) -> (SetId, Wanted) {
     let (namespace, name, lease) = match name {
         "other" => ("s-aaaaaaaaaaaa", "web", 2),
         "db" => ("s-gaydazldmnsg", "db", 1),
         name => ("s-gaydazldmnsg", name, 0),
     };
-    let id = InstanceId { namespace: namespace.parse().unwrap(), name: name.parse().unwrap() };
+    let id = SetId { namespace: namespace.parse().unwrap(), name: name.parse().unwrap(), slot: Slot::A };
     let full = name == "db";
     let port = Port::new;
     let ports = if full {

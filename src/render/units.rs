@@ -20,10 +20,10 @@ use super::{
     vm_unit,
     vmm::{self, Disk, Machine},
 };
-use crate::spec::{address::Address, desired::Wanted, name::InstanceId, quantity::Bytes};
+use crate::spec::{address::Address, desired::Wanted, name::SetId, quantity::Bytes};
 
-/// Everything about one instance that is on the machine.
-pub fn instance(id: &InstanceId, wanted: &Wanted, layout: &Layout) -> InstanceTarget {
+/// Everything about one set of units that is on the machine.
+pub fn instance(id: &SetId, wanted: &Wanted, layout: &Layout) -> InstanceTarget {
     let address = layout.addressing.of(id, wanted.lease);
     let set = Set { id, wanted, layout, address: &address, run: text(&layout.run_of(id)) };
     let mut units = vec![set.store(), set.journal()];
@@ -42,11 +42,11 @@ pub fn instance(id: &InstanceId, wanted: &Wanted, layout: &Layout) -> InstanceTa
 }
 
 /// The names of the units that the vm unit cannot do without: if one of these has failed, so has the instance.
-pub fn needed_units(id: &InstanceId) -> [String; 3] {
+pub fn needed_units(id: &SetId) -> [String; 3] {
     ["store", "tpm", "vsock"].map(|kind| unit_name(kind, id))
 }
 
-fn unit_name(kind: &str, id: &InstanceId) -> String {
+fn unit_name(kind: &str, id: &SetId) -> String {
     format!("seed-{kind}@{}.service", id.unit_instance())
 }
 
@@ -56,7 +56,7 @@ fn text(path: &Path) -> String {
 
 /// What all units of one instance are made from.
 struct Set<'a> {
-    id: &'a InstanceId,
+    id: &'a SetId,
     wanted: &'a Wanted,
     layout: &'a Layout,
     address: &'a Address,
@@ -179,7 +179,7 @@ impl Set<'_> {
         // `seed vm` presses the power button on SIGTERM; what is left after this time is killed.
         file.set("TimeoutStopSec", format_args!("{}s", layout.stop_timeout_secs)).set("KillMode", "mixed");
         file.set("OOMPolicy", "kill").set("StandardInput", "null").set("SyslogIdentifier", "console");
-        file.set("LogExtraFields", format_args!("SEED_INSTANCE={}", self.id));
+        file.set("LogExtraFields", format_args!("SEED_INSTANCE={}", self.id.instance()));
         // A guest that fills its console fills no more than this of the host's journal.
         file.set("LogRateLimitIntervalSec", "30s").set("LogRateLimitBurst", 5000);
         self.place(&mut file, instance.size.memory_mib + overhead_mib(layout.vmm), 512);
@@ -200,7 +200,7 @@ impl Set<'_> {
     fn machine(&self) -> Machine {
         let (instance, address) = (&self.wanted.instance, self.address);
         let toplevel = &instance.toplevel;
-        let credentials = credentials(self.id, self.wanted, address, self.layout);
+        let credentials = credentials(&self.id.instance(), self.wanted, address, self.layout);
         let volume = |name: &crate::spec::name::VolumeName| Disk {
             serial: name.to_string(),
             path: text(&self.layout.volume(self.id, name)),
@@ -269,7 +269,7 @@ impl Set<'_> {
     /// A folder below the state directory that systemd makes, owned by the instance's user.
     fn state_directory(&self, file: &mut UnitFile, kind: &str) {
         let state = self.layout.state.strip_prefix("/var/lib").unwrap_or(Path::new("seed"));
-        let (namespace, name) = (&self.id.namespace, &self.id.name);
+        let (namespace, name) = (&self.id.namespace, self.id.place());
         file.set("StateDirectory", format_args!("{}/{kind}/{namespace}/{name}", state.display())).set("StateDirectoryMode", "0700");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use super::Layout;
 use crate::spec::{
     address::Lease,
     desired::Desired,
-    name::{Domain, InstanceId, Namespace},
+    name::{Domain, InstanceId, Namespace, SetId},
 };
 
 /// What the DNS server answers from.
@@ -88,6 +88,16 @@ impl Zone {
 pub struct ZoneEntry {
     pub ipv4: Ipv4Addr,
     pub ipv6: Ipv6Addr,
+    /// The addresses of the set beside the one that serves: names do not lead to it, and it may ask all that the other may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<IpAddr>,
+}
+
+impl ZoneEntry {
+    /// Every address from which the instance asks.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [IpAddr::V4(self.ipv4), IpAddr::V6(self.ipv6)].into_iter().chain(self.beside.iter().copied())
+    }
 }
 
 /// What the zone has of the host itself. From the configuration.
@@ -100,12 +110,15 @@ pub struct Apex {
     pub caa: Vec<String>,
 }
 
-/// The zone of what is wanted.
+/// The zone of what is wanted: of each instance the set that serves.
 pub fn zone(desired: &Desired, layout: &Layout, apex: &Apex, serial: u32) -> Zone {
     let apex = apex.clone();
     let mut namespaces: BTreeMap<String, BTreeMap<String, ZoneEntry>> = BTreeMap::new();
-    for (id, wanted) in &desired.instances {
-        namespaces.entry(id.namespace.to_string()).or_default().insert(id.name.to_string(), entry(id, wanted.lease, layout));
+    for (id, wanted) in desired.serving() {
+        let other = id.instance().set(id.slot.other());
+        let beside = desired.instances.get(&other).map(|wanted| (&other, wanted.lease));
+        let entry = entry((id, wanted.lease), beside, layout);
+        namespaces.entry(id.namespace.to_string()).or_default().insert(id.name.to_string(), entry);
     }
     Zone {
         serial,
@@ -119,10 +132,12 @@ pub fn zone(desired: &Desired, layout: &Layout, apex: &Apex, serial: u32) -> Zon
     }
 }
 
-/// The addresses of an instance that holds a lease.
-pub fn entry(id: &InstanceId, lease: Lease, layout: &Layout) -> ZoneEntry {
-    let address = layout.addressing.of(id, lease);
-    ZoneEntry { ipv4: address.v4, ipv6: address.v6 }
+/// The addresses of the set that serves and of the one beside it, each with its lease.
+pub fn entry(serving: (&SetId, Lease), beside: Option<(&SetId, Lease)>, layout: &Layout) -> ZoneEntry {
+    let of = |(id, lease)| layout.addressing.of(id, lease);
+    let address = of(serving);
+    let beside = beside.map(of).into_iter().flat_map(|other| [IpAddr::V4(other.v4), IpAddr::V6(other.v6)]);
+    ZoneEntry { ipv4: address.v4, ipv6: address.v6, beside: beside.collect() }
 }
 
 /// What the names of a namespace end in: `<namespace>.<domain>`.
@@ -149,14 +164,14 @@ mod tests {
         let address = layout.addressing.of(&id, wanted.lease);
         let entry = &zone.namespaces["s-gaydazldmnsg"]["web"];
         assert_eq!((entry.ipv4, entry.ipv6), (address.v4, address.v6));
-        assert_eq!(fqdn(&id, &layout.domain), "web.s-gaydazldmnsg.seed.example");
+        assert_eq!(fqdn(&id.instance(), &layout.domain), "web.s-gaydazldmnsg.seed.example");
     }
     #[test]
     fn a_change_leaves_nothing_behind() {
         let layout = samples::layout();
         let empty = zone(&Desired::default(), &layout, &Apex::default(), 7);
         let mut one = empty.clone();
-        let entry = ZoneEntry { ipv4: [10, 88, 0, 2].into(), ipv6: "fd5e::2".parse().unwrap() };
+        let entry = ZoneEntry { ipv4: [10, 88, 0, 2].into(), ipv6: "fd5e::2".parse().unwrap(), beside: Vec::new() };
         let name = "_acme-challenge.web.s-aaaaaaaaaaaa.seed.example".to_owned();
         one.apply(&ZoneChange {
             from: 7,

@@ -6,9 +6,9 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::name::InstanceId;
+use super::name::SetId;
 
-/// The number that an instance holds while it exists; the lowest free one is handed out.
+/// The number that a set of units holds while it exists; the lowest free one is handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Lease(pub u16);
@@ -24,7 +24,7 @@ pub struct Addressing {
     pub uid_base: u32,
 }
 
-/// What one instance is known by on this host.
+/// What one set of units is known by on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     pub v4: Ipv4Addr,
@@ -67,7 +67,7 @@ impl Addressing {
         Ipv4Addr::from(u32::from(self.pool4.network()) + 2 + u32::from(lease.0))
     }
     /// The addresses of the instance that holds `lease`.
-    pub fn of(&self, id: &InstanceId, lease: Lease) -> Address {
+    pub fn of(&self, id: &SetId, lease: Lease) -> Address {
         let digest = Sha256::digest(id.to_string().as_bytes());
         // The top bit of the host part is set, so that no name can hash to the gateway.
         let host = u64::from_be_bytes(digest[..8].try_into().expect("eight bytes")) | 1 << 63;
@@ -86,20 +86,22 @@ impl Addressing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::name::FlakeUri;
+    use crate::spec::name::{FlakeUri, Slot};
 
     #[test]
     fn leases_become_addresses_apart_from_the_gateway() {
         let addressing =
             Addressing { pool4: "10.88.0.0/24".parse().unwrap(), pool6: "fd5e:ed00::/64".parse().unwrap(), uid_base: 800_000 };
         let namespace = "silo:x".parse::<FlakeUri>().unwrap().namespace();
-        let id = InstanceId { namespace, name: "web".parse().unwrap() };
+        let id = SetId { namespace, name: "web".parse().unwrap(), slot: Slot::A };
         let first = addressing.of(&id, Lease(0));
         assert_eq!((first.v4.to_string(), first.cid, first.uid, first.tap.as_str()), ("10.88.0.2".into(), 3, 800_000, "seed0"));
         let last = addressing.of(&id, Lease(addressing.capacity() - 1));
         assert!(addressing.pool4.contains(&last.v4) && last.v4 < addressing.pool4.broadcast());
         assert!(addressing.pool6.contains(&first.v6) && first.v6 != addressing.gateway6());
         assert_eq!(first.v6, last.v6);
+        let beside = addressing.of(&SetId { slot: Slot::B, ..id }, Lease(1));
+        assert!(beside.v6 != first.v6 && beside.mac != first.mac, "the set beside it is another machine");
         let mac = Address { mac: "02:cf:b4:9f:e1:1f".into(), ..first };
         assert_eq!(mac.link6(), "fe80::cf:b4ff:fe9f:e11f".parse::<Ipv6Addr>().unwrap());
         assert_eq!(addressing.gateway4().to_string(), "10.88.0.1");

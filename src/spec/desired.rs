@@ -8,8 +8,9 @@ use super::{
     address::Lease,
     instance::Instance,
     manifest::Problem,
-    name::{Commit, CustomDomain, Generation, InstanceId, InstanceName, KeyId, Namespace, RefName},
+    name::{Commit, CustomDomain, Generation, InstanceId, InstanceName, KeyId, Namespace, RefName, SetId},
     quota::Quota,
+    rollout,
     route::Route,
 };
 
@@ -32,7 +33,7 @@ pub struct Deployment {
     pub routes: Vec<Route>,
 }
 
-/// One instance that this host should run, with the lease it holds.
+/// One set of units that this host should run, with the lease it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     pub instance: Instance,
@@ -42,15 +43,24 @@ pub struct Wanted {
 /// All that this host should run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Desired {
-    pub instances: BTreeMap<InstanceId, Wanted>,
+    pub instances: BTreeMap<SetId, Wanted>,
     /// Those of them that are to be off: made ready, and not started.
-    pub stopped: BTreeSet<InstanceId>,
+    pub stopped: BTreeSet<SetId>,
+    /// Those of them that run beside the set that serves: no name leads to them.
+    pub beside: BTreeSet<SetId>,
     /// What the namespaces of instances may have.
     pub quotas: BTreeMap<Namespace, Quota>,
     /// The public ports that lead to an instance.
     pub routes: BTreeMap<InstanceId, Vec<Route>>,
     /// Names of tenants' own that are proven, and whose they are.
     pub domains: BTreeMap<CustomDomain, InstanceId>,
+}
+
+impl Desired {
+    /// The sets that serve: one of each instance, the one that its names lead to.
+    pub fn serving(&self) -> impl Iterator<Item = (&SetId, &Wanted)> {
+        self.instances.iter().filter(|(id, _)| !self.beside.contains(id))
+    }
 }
 
 /// What a deployment does to one instance.
@@ -60,6 +70,8 @@ pub enum Change {
     Start,
     /// Restarted, for these reasons.
     Restart(Vec<String>),
+    /// Started anew beside the one that serves, for these reasons.
+    Roll(Vec<String>),
     Keep,
     Remove,
 }
@@ -71,6 +83,7 @@ pub fn changes(old: &BTreeMap<InstanceName, Instance>, new: &BTreeMap<InstanceNa
         let change = match old.get(name) {
             None => Change::Start,
             Some(before) if before.machine() == instance.machine() => Change::Keep,
+            Some(before) if rollout::rolls(before, instance) => Change::Roll(reasons(before, instance)),
             Some(before) => Change::Restart(reasons(before, instance)),
         };
         made.insert(name.clone(), change);

@@ -137,6 +137,14 @@ impl Instance {
     pub fn machine(&self) -> Self {
         Self { domains: BTreeSet::new(), ..self.clone() }
     }
+
+    /// Whether a machine that runs one of them need not be started anew for the other: ports are the firewall's, own names come and go.
+    pub fn runs_like(&self, other: &Self) -> bool {
+        let Self { toplevel, kernel_params, closure, size, ports: _, domains: _, volumes, rollout: _, acme, shoot, tpm } = self;
+        let same = (toplevel, kernel_params, size) == (&other.toplevel, &other.kernel_params, &other.size);
+        same && (closure, volumes) == (&other.closure, &other.volumes)
+            && (acme, shoot, tpm) == (&other.acme, &other.shoot, &other.tpm)
+    }
 }
 
 #[cfg(test)]

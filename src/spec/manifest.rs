@@ -246,8 +246,10 @@ fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Probl
     if rollout == Rollout::Rolling && !wire.storage.is_empty() {
         let what = "\"rolling\" runs two machines at once, and two machines cannot mount one volume: write \"recreate\", or drop the volumes";
         say(".rollout", what.to_owned());
-    } else if rollout == Rollout::Rolling {
-        say(".rollout", "\"rolling\" is not supported by this host yet: write \"recreate\"".to_owned());
+    } else if rollout == Rollout::Rolling && wire.tpm {
+        let what =
+            "\"rolling\" runs two machines at once, and two machines cannot have one TPM: write \"recreate\", or tpm = false";
+        say(".rollout", what.to_owned());
     }
 
     match (name, size) {
@@ -381,6 +383,14 @@ mod tests {
         assert!(problems(json!({ "name": "web" })).contains("version: is missing"));
         assert!(problems(json!([1])).contains("version: is missing"));
         assert!(problems(json!({ "version": 1, "name": "web", "sise": "s" })).contains("unknown field `sise`"));
+    }
+
+    #[test]
+    fn what_is_rolled_out_has_nothing_that_two_machines_cannot_share() {
+        let meta = json!({ "version": 1, "name": "web", "rollout": "rolling", "tpm": true });
+        assert!(problems(meta).contains("rollout: \"rolling\" runs two machines at once, and two machines cannot have one TPM"));
+        let meta = json!({ "version": 1, "name": "web", "rollout": "rolling" });
+        assert_eq!(read("web", &meta).unwrap().rollout, Rollout::Rolling);
     }
 
     #[test]

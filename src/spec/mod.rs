@@ -9,6 +9,7 @@
 //! | lease | the small number from which an instance's addresses, user and CID follow |
 //! | route | a port of this host's public addresses that leads to an instance |
 //! | claim | a namespace's wish to have a name of its own; it counts once the DNS proves it |
+//! | set | the units of an instance: one, or two while a new version is rolled out |
 //! | volume | a disk that outlives its instance; retired, never deleted, when it is no longer declared |
 
 pub mod access;
@@ -25,4 +26,6 @@ pub mod name;
 pub mod ownership;
 pub mod quantity;
 pub mod quota;
+pub mod rollout;
 pub mod route;
+pub mod set;

@@ -8,7 +8,10 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use super::flake::{FlakeUri, Remote};
+pub use super::{
+    flake::{FlakeUri, Remote},
+    set::{SetId, Slot},
+};
 
 /// Why a text is not the name it should be. The message says what was given, what is wrong and what to write.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -275,15 +278,9 @@ pub struct InstanceId {
 }
 
 impl InstanceId {
-    /// The instance part of its unit names: `<namespace>-<name>`. Unambiguous, since a namespace has a fixed length.
+    /// `<namespace>-<name>`: unambiguous, since a namespace has a fixed length.
     pub fn unit_instance(&self) -> String {
         format!("{}-{}", self.namespace, self.name)
-    }
-
-    /// The inverse of [`InstanceId::unit_instance`].
-    pub fn from_unit_instance(text: &str) -> Option<Self> {
-        let (namespace, name) = text.split_at_checked(14)?;
-        Some(Self { namespace: namespace.parse().ok()?, name: name.strip_prefix('-')?.parse().ok()? })
     }
 }
 
@@ -420,7 +417,11 @@ mod tests {
         #[test]
         fn an_instance_is_found_again_from_its_unit(name in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?") {
             let id = InstanceId { namespace: FlakeUri::Silo("x".parse().unwrap()).namespace(), name: name.parse().unwrap() };
-            prop_assert_eq!(InstanceId::from_unit_instance(&id.unit_instance()), Some(id.clone()));
+            prop_assert_eq!(id.set(Slot::A).unit_instance(), id.unit_instance());
+            for set in [id.set(Slot::A), id.set(Slot::B)] {
+                prop_assert_eq!(SetId::from_unit_instance(&set.unit_instance()), Some(set.clone()));
+                prop_assert_eq!(set.to_string().parse::<SetId>().unwrap(), set);
+            }
             prop_assert_eq!(id.to_string().parse::<InstanceId>().unwrap(), id);
         }
 

@@ -12,17 +12,61 @@ use crate::state::{Batch, Memory, State, StateError};
 pub struct MemoryState {
     memory: Arc<Mutex<Memory>>,
     failing: Arc<AtomicBool>,
+    stall: Arc<Mutex<Option<Stall>>>,
+}
+
+/// A commit that never returns.
+#[derive(Debug, Clone, Copy)]
+struct Stall {
+    /// How many commits come before it.
+    after: usize,
+    /// Whether what it writes is remembered all the same.
+    applied: bool,
+    reached: bool,
 }
 
 impl MemoryState {
     /// A store that remembers this.
     pub fn with(memory: Memory) -> Self {
-        Self { memory: Arc::new(Mutex::new(memory)), failing: Arc::default() }
+        Self { memory: Arc::new(Mutex::new(memory)), failing: Arc::default(), stall: Arc::default() }
     }
 
     /// What is remembered now.
     pub fn memory(&self) -> Memory {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets `after` more commits return, and none after them: whoever commits stands still as if killed there, before or after the
+    /// next was `applied`.
+    pub fn stall(&self, after: usize, applied: bool) {
+        *self.stall.lock().unwrap_or_else(PoisonError::into_inner) = Some(Stall { after, applied, reached: false });
+    }
+
+    /// Whether a commit stands still.
+    pub fn stalled(&self) -> bool {
+        self.stall.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|stall| stall.reached)
+    }
+
+    /// Commits return again; what stands still goes on standing.
+    pub fn go_on(&self) {
+        *self.stall.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether this commit returns, and whether it is applied.
+    fn pass(&self) -> (bool, bool) {
+        let mut stall = self.stall.lock().unwrap_or_else(PoisonError::into_inner);
+        match stall.as_mut() {
+            None => (true, true),
+            Some(Stall { after: after @ 1.., .. }) => {
+                *after -= 1;
+                (true, true)
+            }
+            Some(stall) => {
+                let applied = stall.applied && !stall.reached;
+                stall.reached = true;
+                (false, applied)
+            }
+        }
     }
 
     /// Makes every commit fail from now on, as a full disk would, or stops that.
@@ -40,8 +84,14 @@ impl State for MemoryState {
         if self.failing.load(Ordering::SeqCst) {
             return Err(StateError::Sync(std::io::ErrorKind::StorageFull.into()));
         }
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        batch.into_iter().for_each(|change| memory.apply(change));
+        let (returns, applied) = self.pass();
+        if applied {
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            batch.into_iter().for_each(|change| memory.apply(change));
+        }
+        if !returns {
+            std::future::pending::<()>().await;
+        }
         Ok(())
     }
 }
@@ -54,7 +104,7 @@ mod tests {
     #[tokio::test]
     async fn a_clone_remembers_the_same_and_a_failing_commit_changes_nothing() {
         let state = MemoryState::default();
-        let id: crate::spec::name::InstanceId = "s-aaaaaaaaaaaa/web".parse().expect("valid");
+        let id: crate::spec::name::SetId = "s-aaaaaaaaaaaa/web".parse().expect("valid");
         state.commit(vec![Change::Lease(id.clone(), Some(Lease(3)))]).await.expect("memory has room");
         state.fail(true);
         state.commit(vec![Change::Lease(id.clone(), None)]).await.expect_err("told to fail");

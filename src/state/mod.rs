@@ -7,7 +7,8 @@
 //! | `want/<namespace>` | [`Deployment`] | a deployment was built and is to run; while it is there, its routes are claimed |
 //! | `past/<namespace>/<at, 20 digits>` | [`Deployment`] | it was replaced; the last N are kept |
 //! | `ask/<namespace>` | [`Ask`] | a push was acknowledged and is not deployed yet; the newest wins |
-//! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; removed with it |
+//! | `lease/<namespace>/<name>` | [`Lease`] | an instance is first wanted; `…/<name>.b`: a set of units is to start beside it. Removed when that is gone from the machine |
+//! | `rolling/<namespace>/<name>` | [`Rolling`] | a version of an instance is to be rolled out, is ready, or the one before has drained |
 //! | `invite/<id>` | [`Invite`] | by the operator; when it is used or revoked; the oldest that can no longer be used are removed |
 //! | `quota/<namespace>` | [`Quota`] | the operator gives a namespace another quota than the configuration's |
 //! | `upstream/<namespace>` | [`Upstream`] | a repository from elsewhere is planted, or a new commit of it was found |
@@ -23,8 +24,11 @@
 //! The agent's store is [`sled`]: a journal in front, sled for what is older; its module says which files, and what a crash leaves in
 //! them. Every change is one [`Batch`], applied whole or not at all, and durable when [`State::commit`] returns. A crash between a commit
 //! and what follows from it leaves work that the next start finds: an `ask` that is deployed again (deploying is idempotent), a `want`
-//! that is not running yet, a lease whose instance is in no `want`, which is dropped, a claim
-//! that is due, at which the doors look again.
+//! that is not running yet, a lease whose set of units nobody wants, which is dropped, a claim that is due, at which the doors look again.
+//! A `rolling` is written in one batch with the `want` that it is for and the lease of the new set, so that the set that serves is never in
+//! doubt: until the new one was seen to be ready and that is on the disk, it is the old one, which no step of the plan touches. From there
+//! on it is the new one; names follow the document, and are published anew at each start. Whatever a crash leaves beside it is started,
+//! stopped or removed by the next pass.
 #![allow(clippy::disallowed_methods, reason = "this room keeps files")]
 
 pub mod audit;
@@ -46,8 +50,9 @@ use crate::spec::{
     address::Lease,
     desired::Deployment,
     domain::Claim,
-    name::{Commit, CustomDomain, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName},
+    name::{Commit, CustomDomain, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName, SetId},
     quota::Quota,
+    rollout::Rolling,
 };
 
 /// A flake that this host runs.
@@ -149,7 +154,8 @@ pub enum Change {
     Want(Namespace, Option<Deployment>),
     Past(Namespace, u64, Option<Deployment>),
     Ask(Namespace, Option<Ask>),
-    Lease(InstanceId, Option<Lease>),
+    Lease(SetId, Option<Lease>),
+    Rolling(InstanceId, Option<Rolling>),
     Invite(String, Option<Invite>),
     AcmeAccount(String, Option<acme::Account>),
     AcmeOrder(String, Option<acme::Order>),
@@ -174,7 +180,8 @@ pub struct Memory {
     pub wants: std::collections::BTreeMap<Namespace, Deployment>,
     pub past: std::collections::BTreeMap<(Namespace, u64), Deployment>,
     pub asks: std::collections::BTreeMap<Namespace, Ask>,
-    pub leases: std::collections::BTreeMap<InstanceId, Lease>,
+    pub leases: std::collections::BTreeMap<SetId, Lease>,
+    pub rolling: std::collections::BTreeMap<InstanceId, Rolling>,
     pub invites: std::collections::BTreeMap<String, Invite>,
     pub acme: acme::Ledger,
     pub quotas: std::collections::BTreeMap<Namespace, Quota>,
@@ -244,6 +251,7 @@ impl Memory {
             Change::Past(namespace, at, value) => set(&mut self.past, (namespace, at), value),
             Change::Ask(key, value) => set(&mut self.asks, key, value),
             Change::Lease(key, value) => set(&mut self.leases, key, value),
+            Change::Rolling(key, value) => set(&mut self.rolling, key, value),
             Change::Invite(key, value) => set(&mut self.invites, key, value),
             Change::AcmeAccount(key, value) => set(&mut self.acme.accounts, key, value),
             Change::AcmeOrder(key, value) => set(&mut self.acme.orders, key, value),

@@ -19,6 +19,7 @@ pub fn encode(change: &Change) -> Write {
         Change::Past(namespace, at, value) => (format!("past/{namespace}/{at:020}"), json(value)),
         Change::Ask(namespace, value) => (format!("ask/{namespace}"), json(value)),
         Change::Lease(id, value) => (format!("lease/{id}"), json(value)),
+        Change::Rolling(id, value) => (format!("rolling/{id}"), json(value)),
         Change::Invite(id, value) => (format!("invite/{id}"), json(value)),
         Change::AcmeAccount(id, value) => (format!("acme-account/{id}"), json(value)),
         Change::AcmeOrder(id, value) => (format!("acme-order/{id}"), json(value)),
@@ -50,6 +51,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         }
         "ask" => Change::Ask(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "lease" => Change::Lease(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "rolling" => Change::Rolling(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "invite" => Change::Invite(name.to_owned(), json(key, value)?),
         "acme-account" => Change::AcmeAccount(name.to_owned(), json(key, value)?),
         "acme-order" => Change::AcmeOrder(name.to_owned(), json(key, value)?),

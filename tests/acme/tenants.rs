@@ -28,7 +28,7 @@ pub fn memory(all: impl IntoIterator<Item = (String, Vec<String>)>) -> (Memory, 
         for name in names {
             let id = InstanceId { namespace: namespace.clone(), name: name.parse().unwrap() };
             instances.insert(id.name.clone(), instance(&repository));
-            memory.leases.insert(id.clone(), Lease(ids.len() as u16));
+            memory.leases.insert((&id).into(), Lease(ids.len() as u16));
             ids.push(id);
         }
         let deployment = Deployment {

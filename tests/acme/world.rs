@@ -341,6 +341,7 @@ impl World {
             repositories: self.path("repos"),
             reader: seed::build::source::Reader::Here,
             work: self.path("work"),
+            drain_secs: 60,
             parallel: 1,
             keep: 1,
             reserved: config.reserved(),

@@ -33,7 +33,7 @@ async fn an_owner_gets_a_stream_into_the_guest_and_a_certificate_for_it_alone() 
     let Reply::Way(stream, text) = world.handle.ask(ask(&ann(), "web", &key, "exec")).await.unwrap() else { panic!("no way") };
     let entered = world.sim.entered();
     let [(entered, port, guest)] = &entered[..] else { panic!("one stream") };
-    assert_eq!((entered, *port), (&id("app", "web"), 22));
+    assert_eq!((entered, *port), (&(&id("app", "web")).into(), 22));
     (&mut &*guest).write_all(b"SSH").unwrap();
     let mut said = [0; 3];
     std::fs::File::from(stream).read_exact(&mut said).unwrap();

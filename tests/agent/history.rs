@@ -87,7 +87,8 @@ async fn what_is_stopped_stays_off_over_pushes_and_reboots_until_it_is_started()
     assert_eq!(world.sim.running(&id("app", "web")), None);
 
     world.reboot().await;
-    let written = |world: &World| world.sim.look().instances.get(&id("app", "web")).is_some_and(|one| !one.units.is_empty());
+    let written =
+        |world: &World| world.sim.look().instances.get(&(&id("app", "web")).into()).is_some_and(|one| !one.units.is_empty());
     world.until("its units are back", written).await;
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     assert_eq!(world.sim.running(&id("app", "web")), None);
@@ -330,7 +331,7 @@ async fn destroying_wants_the_name_twice_and_keeps_the_volumes() {
     assert!(world.sim.running(&id("app", "web")).is_some());
     let said = done(&world, destroy("web")).await;
     assert!(said.contains("web is gone") && said.contains("data"), "{said}");
-    assert!(!world.sim.look().instances.contains_key(&id("app", "web")));
+    assert!(!world.sim.look().instances.contains_key(&(&id("app", "web")).into()));
     let (present, retired) = world.sim.volumes();
     assert_eq!((present.len(), retired.len()), (0, 1));
     let status = world.status("").await;

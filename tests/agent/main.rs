@@ -16,5 +16,6 @@ mod remote;
 mod remote_keys;
 mod restart;
 mod roles;
+mod rolling;
 mod routes;
 mod ssh;

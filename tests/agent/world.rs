@@ -129,6 +129,8 @@ pub struct World {
     every: Duration,
     /// Whether the host has an ingress.
     ingress: bool,
+    /// How long a version that was rolled over drains, in seconds.
+    drain: u32,
     running: JoinHandle<()>,
     dir: tempfile::TempDir,
 }
@@ -155,8 +157,9 @@ impl World {
         let (sim, state, table) = (Sim::new(), MemoryState::default(), Table::default());
         let forge = Forge::new();
         let every = Duration::from_secs(600);
-        let (handle, running) = start(&dir, &sim, &state, &table, &forge, (every, false)).await;
-        Self { sim, state, table, handle, forge, every, ingress: false, running, dir }
+        let drain = 1;
+        let (handle, running) = start(&dir, &sim, &state, &table, &forge, (every, false, drain)).await;
+        Self { sim, state, table, handle, forge, every, ingress: false, drain, running, dir }
     }
 
     /// A path among the agent's files.
@@ -167,8 +170,9 @@ impl World {
     /// The agent is killed where it stands, and started again.
     pub async fn kill_agent(&mut self) {
         self.running.abort();
-        let (handle, running) =
-            start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, (self.every, self.ingress)).await;
+        self.state.go_on();
+        let circumstances = (self.every, self.ingress, self.drain);
+        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, circumstances).await;
         (self.handle, self.running) = (handle, running);
     }
 
@@ -194,12 +198,18 @@ impl World {
         world
     }
 
+    /// From now on a version that was rolled over drains so long.
+    pub async fn drain(&mut self, secs: u32) {
+        self.drain = secs;
+        self.kill_agent().await;
+    }
+
     /// As [`World::kill_agent`], but the machine restarts too.
     pub async fn reboot(&mut self) {
         self.running.abort();
         self.sim.reboot();
-        let (handle, running) =
-            start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, (self.every, self.ingress)).await;
+        let circumstances = (self.every, self.ingress, self.drain);
+        let (handle, running) = start(&self.dir, &self.sim, &self.state, &self.table, &self.forge, circumstances).await;
         (self.handle, self.running) = (handle, running);
     }
 
@@ -331,7 +341,7 @@ async fn start(
     state: &MemoryState,
     table: &Table,
     forge: &Forge,
-    (every, ingress): (Duration, bool),
+    (every, ingress, drain_secs): (Duration, bool, u32),
 ) -> (Handle, JoinHandle<()>) {
     let text = "domain = \"seed.example\"\n[network]\npublic_addresses = [\"192.0.2.7\", \"2001:db8::7\"]\nreserved_ports = [\"2200/tcp\"]";
     let config = Config::parse(text).expect("a configuration");
@@ -373,6 +383,7 @@ async fn start(
             pause: Duration::from_millis(50),
         },
         work: dir.path().to_owned(),
+        drain_secs,
         parallel: 2,
         keep: 3,
         quota: config.quota.clone(),

@@ -21,7 +21,7 @@ const STRANGER: [u8; 4] = [127, 0, 0, 1];
 const WEB: [u8; 4] = [127, 0, 0, 2];
 
 fn zone(serial: u32, instances: &[(&str, [u8; 4])]) -> Zone {
-    let entry = |v4: [u8; 4]| ZoneEntry { ipv4: v4.into(), ipv6: "fd5e::2".parse().unwrap() };
+    let entry = |v4: [u8; 4]| ZoneEntry { ipv4: v4.into(), ipv6: "fd5e::2".parse().unwrap(), beside: Vec::new() };
     let instances = instances.iter().map(|(name, v4)| ((*name).to_owned(), entry(*v4))).collect();
     let mut zone = Zone { serial, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
     zone.namespaces.insert("s-aaaaaaaaaaaa".into(), instances);

@@ -10,7 +10,11 @@ use crate::support::World;
 pub const SECRET: &str = "hmac-sha256:transfer:c2VlZCBvZiBhIGtleSB0aGF0IGlzIGxvbmc=";
 
 pub fn zone(serial: u32, instances: u32) -> Zone {
-    let entry = |n: u32| ZoneEntry { ipv4: (0x7f58_0002 + n).into(), ipv6: (0xfd5e_u128 << 112 | u128::from(n)).into() };
+    let entry = |n: u32| ZoneEntry {
+        ipv4: (0x7f58_0002 + n).into(),
+        ipv6: (0xfd5e_u128 << 112 | u128::from(n)).into(),
+        beside: Vec::new(),
+    };
     let mut zone = Zone { serial, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
     zone.caa = vec!["letsencrypt.org".into()];
     zone.namespaces.insert("s-aaaaaaaaaaaa".into(), (0..instances).map(|n| (format!("i{n}"), entry(n))).collect());

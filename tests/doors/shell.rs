@@ -29,6 +29,7 @@ pub fn status() -> Status {
         pinned_by: String::new(),
         domains: Vec::new(),
         restart_pending: false,
+        beside: None,
     };
     let namespace = NamespaceStatus {
         namespace: "s-aaaaaaaaaaaa".into(),

@@ -16,5 +16,6 @@ mod lacks;
 mod logs;
 mod network;
 mod push;
+mod rolling;
 mod verbs;
 mod volumes;

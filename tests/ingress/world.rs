@@ -27,7 +27,7 @@ use seed::{
         address::Lease,
         desired::{Desired, Wanted},
         instance::{Instance, Port, Protocol, Rollout, Size},
-        name::InstanceId,
+        name::SetId,
     },
 };
 
@@ -35,7 +35,7 @@ pub struct World {
     pub layout: Layout,
     pub desired: Desired,
     /// What systemd says of the instances.
-    pub states: BTreeMap<InstanceId, UnitState>,
+    pub states: BTreeMap<SetId, UnitState>,
     /// Where 80 and 443 are here: IPv4, then IPv6.
     pub http: [SocketAddr; 2],
     pub https: [SocketAddr; 2],
@@ -45,7 +45,7 @@ pub struct World {
     dir: tempfile::TempDir,
 }
 
-pub fn id(name: &str) -> InstanceId {
+pub fn id(name: &str) -> SetId {
     format!("s-aaaaaaaaaaaa/{name}").parse().unwrap()
 }
 
@@ -128,7 +128,7 @@ impl World {
     pub async fn converge(&self) -> usize {
         let target = target(&self.desired, &self.layout);
         // All that is rendered for them is there.
-        let one = |(id, vm): (&InstanceId, &UnitState)| {
+        let one = |(id, vm): (&SetId, &UnitState)| {
             let wanted = &target.instances[id];
             let units = wanted.units.iter().map(|unit| (unit.name.clone(), unit.text.clone())).collect();
             let files = wanted.files.iter().map(|file| (file.path.clone(), file.text.clone())).collect();

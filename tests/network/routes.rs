@@ -19,8 +19,8 @@ fn route(family: &str, port: u16, protocol: &str, instance: &str, target: u16) -
 fn led(stage: &mut Stage) {
     for family in ["ipv4", "ipv6"] {
         let routes = &mut stage.world.desired.routes;
-        routes.entry(World::id(0)).or_default().push(route(family, 8025, "tcp", "web", 80));
-        let db = routes.entry(World::id(1)).or_default();
+        routes.entry(World::id(0).instance()).or_default().push(route(family, 8025, "tcp", "web", 80));
+        let db = routes.entry(World::id(1).instance()).or_default();
         db.push(route(family, 9053, "dns", "db", 53));
         db.push(route(family, 9000, "udp", "db", 9000));
         db.push(route(family, 7777, "dns", "db", 7777));

@@ -20,7 +20,7 @@ use seed::{
     spec::{
         address::{Address, Addressing, Lease},
         desired::{Desired, Wanted},
-        name::InstanceId,
+        name::SetId,
         quantity::Bytes,
         route::PublicAddress,
     },
@@ -219,7 +219,7 @@ impl World {
         assert!(child.wait().expect("ended").success(), "nft refused:\n{rules}");
     }
 
-    pub fn id(guest: usize) -> InstanceId {
+    pub fn id(guest: usize) -> SetId {
         GUESTS[guest].parse().expect("an id")
     }
 

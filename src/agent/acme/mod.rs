@@ -161,7 +161,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             IpAddr::V4(v4) => addressing.v4(**lease) == v4,
             IpAddr::V6(v6) => addressing.of(id, **lease).v6 == v6,
         });
-        found.map(|(id, _)| id.clone()).filter(|id| self.is_wanted(id))
+        // Of whichever of its sets: a new version asks for its certificate before it serves.
+        found.map(|(set, _)| set.instance()).filter(|id| self.is_wanted(id))
     }
 }
 

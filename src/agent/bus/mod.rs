@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     bus::{NAME, PATH, Refusal, Zone, ZoneChange, ZoneEntry},
-    spec::name::InstanceId,
+    spec::{name::InstanceId, rollout},
 };
 
 /// The object that is served.
@@ -280,7 +280,8 @@ impl InstanceFace {
     /// The systemd unit that tells how it is doing.
     #[zbus(property(emits_changed_signal = "const"))]
     fn unit(&self) -> String {
-        crate::render::vm_unit(&self.id)
+        let slot = rollout::serving(self.handle.rolling.borrow().get(&self.id));
+        crate::render::vm_unit(&self.id.set(slot))
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

@@ -1,10 +1,10 @@
 //! How a guest of the machine made of memory is doing, in systemd's words.
 
 use super::SimInstance;
-use crate::{host::Guest, plan::UnitState, spec::name::InstanceId};
+use crate::{host::Guest, plan::UnitState, spec::name::SetId};
 
 impl SimInstance {
-    pub(super) fn guest(&self, id: &InstanceId) -> Guest {
+    pub(super) fn guest(&self, id: &SetId) -> Guest {
         let (active, sub, status) = match self.vm {
             UnitState::Inactive => ("inactive", "dead", ""),
             UnitState::Activating => ("activating", "start", "booting: sysinit.target reached"),

@@ -19,7 +19,7 @@ const STRANGER: &str = "198.51.100.1";
 const WEB: &str = "10.88.0.2";
 
 fn zone() -> Zone {
-    let entry = |n: u8| ZoneEntry { ipv4: [10, 88, 0, n].into(), ipv6: format!("fd5e::{n}").parse().unwrap() };
+    let entry = |n: u8| ZoneEntry { ipv4: [10, 88, 0, n].into(), ipv6: format!("fd5e::{n}").parse().unwrap(), beside: Vec::new() };
     let mut zone = Zone { serial: 7, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
     zone.nameservers = vec!["ns2.example.net".into()];
     zone.caa = vec!["letsencrypt.org".into()];

@@ -25,7 +25,8 @@ fn near() -> Near {
 
 /// A host with two namespaces and a proof.
 fn zone() -> Zone {
-    let entry = |n: u8| ZoneEntry { ipv4: [10, 88, 0, n].into(), ipv6: [0xfd5e, 0, 0, 0, 0, 0, 0, n.into()].into() };
+    let entry =
+        |n: u8| ZoneEntry { ipv4: [10, 88, 0, n].into(), ipv6: [0xfd5e, 0, 0, 0, 0, 0, 0, n.into()].into(), beside: Vec::new() };
     let mut zone = Zone { serial: 7, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
     zone.nameservers = vec!["ns2.example.net".into()];
     zone.caa = vec!["letsencrypt.org".into()];

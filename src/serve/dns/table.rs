@@ -187,13 +187,13 @@ impl Table {
         if instances.is_empty() {
             self.namespaces.remove(&key);
         }
-        for address in old.iter().flat_map(addresses) {
+        for address in old.iter().flat_map(ZoneEntry::addresses) {
             // Unless it is another namespace's by now.
             if self.owners.get(&address) == Some(&key) {
                 self.owners.remove(&address);
             }
         }
-        for address in entry.into_iter().flat_map(addresses) {
+        for address in entry.into_iter().flat_map(ZoneEntry::addresses) {
             self.owners.insert(address, Arc::clone(&key));
         }
     }
@@ -323,10 +323,6 @@ impl Table {
     }
 }
 
-fn addresses(entry: &ZoneEntry) -> [IpAddr; 2] {
-    [entry.ipv4.into(), entry.ipv6.into()]
-}
-
 fn is_public4(address: Ipv4Addr) -> bool {
     let [a, b, ..] = address.octets();
     // 100.64.0.0/10 is what providers put behind their own translation.
@@ -343,7 +339,35 @@ mod tests {
     use crate::serve::dns::question::{Read, read};
 
     fn entry(n: u8) -> ZoneEntry {
-        ZoneEntry { ipv4: [10, 88, 0, n].into(), ipv6: format!("fd5e::{n}").parse().unwrap() }
+        ZoneEntry { ipv4: [10, 88, 0, n].into(), ipv6: format!("fd5e::{n}").parse().unwrap(), beside: Vec::new() }
+    }
+
+    #[test]
+    fn a_set_beside_the_one_that_serves_asks_as_its_namespace_does() {
+        let mut table = Table::default();
+        let near = near();
+        let beside = IpAddr::from([10, 88, 0, 3]);
+        table.set_instance("s-a", "web", Some(&ZoneEntry { beside: vec![beside], ..entry(2) }));
+        assert!(matches!(table.asker(&near, beside), Asker::Guest(own) if *own == *b"s-a"));
+        table.set_instance("s-a", "web", Some(&ZoneEntry { beside: vec![entry(2).ipv4.into()], ..entry(3) }));
+        assert!(matches!(table.asker(&near, beside), Asker::Guest(_)), "they have changed places");
+        table.set_instance("s-a", "web", Some(&entry(3)));
+        assert!(matches!(table.asker(&near, entry(2).ipv4.into()), Asker::Nobody));
+    }
+
+    #[test]
+    fn what_was_told_holds_no_longer_than_what_is_rolled_over_drains() {
+        let config = |secs: u32| crate::config::Config::parse(&format!("domain = \"a.example\"\n[rollout]\ndrain_secs = {secs}"));
+        assert!(config(TTL - 1).is_err() && config(TTL).is_ok());
+    }
+
+    fn near() -> Near {
+        Near {
+            pool4: "10.88.0.0/24".parse().unwrap(),
+            pool6: "fd5e::/64".parse().unwrap(),
+            gateways: vec![[10, 88, 0, 1].into()],
+            inside: vec!["172.16.0.0/12".parse().unwrap()],
+        }
     }
 
     fn found<'a>(table: &'a Table, name: &str) -> Found<'a> {
@@ -395,12 +419,7 @@ mod tests {
         let mut zone = Zone { serial: 1, domain: "seed.example".into(), host4: vec![[192, 0, 2, 1].into()], ..Zone::default() };
         zone.namespaces.insert("s-a".into(), [("web".to_owned(), entry(2))].into());
         zone.namespaces.insert("s-b".into(), [("db".to_owned(), entry(3))].into());
-        let near = Near {
-            pool4: "10.88.0.0/24".parse().unwrap(),
-            pool6: "fd5e::/64".parse().unwrap(),
-            gateways: vec![[10, 88, 0, 1].into()],
-            inside: vec!["172.16.0.0/12".parse().unwrap()],
-        };
+        let near = near();
         let table = Table::new(&zone);
         let told = |table: &Table, from: &str| {
             let asker = table.asker(&near, from.parse().unwrap());

@@ -271,6 +271,7 @@ mod tests {
             pinned_by: String::new(),
             domains: Vec::new(),
             restart_pending: name == "api",
+            beside: None,
         };
         Status {
             version: 1,

@@ -8,7 +8,7 @@ use std::{
 
 use super::*;
 use crate::{
-    spec::{address::Lease, name::InstanceId},
+    spec::{address::Lease, name::SetId},
     state::{Change, Invite},
 };
 
@@ -17,7 +17,7 @@ const CHILD: &str = "SEED_CRASH_CHILD";
 /// `commits,tasks,checkpoint bytes` of the child.
 const SHAPE: &str = "SEED_CRASH_SHAPE";
 
-fn instance(task: u16, n: u64) -> InstanceId {
+fn instance(task: u16, n: u64) -> SetId {
     format!("s-aaaaaaaaaaaa/t{task}-{}", n % 40).parse().expect("valid")
 }
 

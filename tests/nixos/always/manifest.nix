@@ -272,6 +272,34 @@ in
         "seed.rollout: \"rolling\" runs the old and the new version side by side, and two machines cannot mount one volume (seed.storage.data): write \"recreate\", or remove the volumes"
       ];
   "rolling without a volume" = said { rollout = "rolling"; } [ ];
+  "rolling without a TPM, which need not be said" = {
+    expr = map (settings: (manifest settings).meta.tpm) [
+      { rollout = "rolling"; }
+      { }
+    ];
+    expected = [
+      false
+      true
+    ];
+  };
+  "rolling with a TPM" =
+    said
+      {
+        rollout = "rolling";
+        tpm = true;
+      }
+      [
+        "seed.rollout: \"rolling\" runs the old and the new version side by side, and two machines cannot have one TPM: write \"recreate\", or seed.tpm.enable = false"
+      ];
+  "rolling with secrets" =
+    said
+      {
+        rollout = "rolling";
+        sops = true;
+      }
+      [
+        "seed.rollout: \"rolling\" runs the old and the new version side by side without a TPM, and the secrets of sops are encrypted to the key in it: write \"recreate\", or remove sops.secrets"
+      ];
   "secrets without a TPM" =
     said
       {
