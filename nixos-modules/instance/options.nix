@@ -60,7 +60,7 @@ let
             Whether the host's ingress says over each connection who is connected, in version 2 of the PROXY protocol, before anything
             else. The server in the instance has to expect it (`listen 443 ssl proxy_protocol` in nginx); outside of its namespace only the
             ingress reaches the port then, so nobody can claim to be somebody else. On a
-            host without ingress it does nothing. Changing it restarts the instance.
+            host without ingress nobody outside of the namespace reaches it. Changing it restarts the instance.
           '';
         };
       };

@@ -183,7 +183,11 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     pub(super) fn domains_changed(&mut self, asked: Vec<CustomDomain>) {
         self.due.send_modify(|turn| *turn += 1);
         let turn = *self.due.borrow();
-        self.asked.extend(asked.into_iter().map(|name| (name, turn)));
+        for name in asked {
+            // Who asks again and again does not have each look begin anew.
+            self.asked.entry(name).or_insert(turn);
+        }
+        self.asked.retain(|name, _| self.memory.domains.contains_key(name));
     }
 
     /// The change that makes the secret from which proofs are made, if there is none yet.
@@ -313,11 +317,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// The names of its own that an instance has proven, and where in this host's zone a certificate authority finds its proofs for them.
     pub(super) fn proven_domains(&self, id: &InstanceId) -> BTreeMap<String, String> {
         let zone = &self.shared.settings.layout.domain;
-        let held = self
-            .memory
-            .domains
-            .iter()
-            .filter(|(_, claims)| claims.get(&id.namespace).is_some_and(|claim| claim.is_held() && claim.instance == id.name));
+        let held =
+            self.memory.domains.iter().filter(|(_, claims)| {
+                claims.get(&id.namespace).is_some_and(|claim| claim.is_proven() && claim.instance == id.name)
+            });
         held.map(|(name, _)| (name.to_string(), domain::acme_alias(name, &id.namespace, zone))).collect()
     }
 }

@@ -149,8 +149,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 Some(id) => lanes.entry(id.clone()).or_default().push(step),
             }
         }
-        // The host's own steps are part of what is waited for: a port leads to an instance by the firewall alone.
-        let settled = host_steps.is_empty();
+        // The host's own steps are part of what is waited for: a port leads to an instance by the firewall alone. The ingress is not: one
+        // that refuses its configuration holds up no deploy.
+        let settled = host_steps.iter().all(|step| matches!(step, Step::Route { .. }));
         let idle: Vec<InstanceId> = self
             .lanes
             .waiters
@@ -163,7 +164,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             self.lanes.settle(&id, &Ok(()));
         }
         lanes.retain(|id, _| !self.lanes.busy.contains(id) && !self.lanes.stale.contains(id) && !self.lanes.resting.contains(id));
-        let host_steps = if self.lanes.host_busy || self.lanes.host_stale { Vec::new() } else { host_steps };
+        let waits = self.lanes.host_busy || self.lanes.host_stale;
+        if waits && host_steps.iter().any(|step| !matches!(step, Step::Route { .. })) {
+            // Nothing is started before the firewall and the limits that it is to have. The end of those steps has us look again.
+            lanes.clear();
+        }
+        let host_steps = if waits { Vec::new() } else { host_steps };
         if self.lanes.again {
             self.look();
         }
@@ -235,12 +241,15 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     /// Gives back the leases of sets that are gone from the machine.
     async fn release(&mut self, observed: &Observed) {
+        let addressing = &self.shared.settings.layout.addressing;
         let gone: Vec<Change> = self
             .memory
             .leases
-            .keys()
-            .filter(|id| !self.is_wanted_set(id) && !observed.instances.contains_key(*id) && !self.lanes.is_busy(id))
-            .map(|id| Change::Lease(id.clone(), None))
+            .iter()
+            .filter(|(id, _)| !self.is_wanted_set(id) && !observed.instances.contains_key(*id) && !self.lanes.is_busy(id))
+            // Whoever has the address next gets none of its visitors.
+            .filter(|(_, lease)| !observed.ingress.leads_to(addressing.v4(**lease)))
+            .map(|(id, _)| Change::Lease(id.clone(), None))
             .collect();
         if !gone.is_empty() && self.commit(gone).await.is_err() {
             tracing::warn!("leases of removed instances are kept until the next pass");

@@ -293,7 +293,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             }
             return;
         };
-        let host_key = host_key.or_else(|| upstream.host_key.clone());
+        // What somebody said to trust meanwhile counts.
+        let host_key = upstream.host_key.clone().or(host_key);
         if job.is_none() && upstream.seen.as_ref() == Some(&commit) {
             if host_key != upstream.host_key {
                 let upstream = Upstream { host_key, ..upstream };

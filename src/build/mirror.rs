@@ -117,6 +117,15 @@ pub fn fetch(args: &Args, shown: Option<&Shown>) -> Result<Found, MirrorError> {
     if args.known.as_ref() == Some(&found.commit) {
         return Ok(found);
     }
+    // The server that has the commit is the one that said where the branch is, also if it was taken for what it says.
+    let pinned;
+    let git = match &found.host_key {
+        Some(key) if args.host_key.is_empty() => {
+            pinned = Args { host_key: vec![key.clone()], ..args.clone() };
+            Git::new(&pinned, shown)?
+        }
+        _ => git,
+    };
     // While it is there, the repository is in an unknown state: the next fetch begins anew.
     let unfinished = args.into.with_extension("unfinished");
     if unfinished.exists() && args.into.exists() {

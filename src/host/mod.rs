@@ -206,7 +206,10 @@ impl Machine {
             if name == UNIT && unit.state() == UnitState::Active && self.layout.ingress.is_some() {
                 match ingress::running(&self.layout).await {
                     Ok(running) => observed.ingress.running = Some(running),
-                    Err(error) => tracing::warn!(%error, "HAProxy does not say what it has"),
+                    Err(error) => {
+                        tracing::warn!(%error, "HAProxy does not say what it has");
+                        observed.ingress.mute = true;
+                    }
                 }
             }
             let Some(id) = files::instance_of_unit(&name) else { continue };
@@ -296,7 +299,8 @@ impl Host for Machine {
             Step::LimitSlices(slices) => self.limit(slices).await,
             Step::Route { files, reload, changes } => {
                 files.iter().try_for_each(ingress::write)?;
-                let Some(digest) = reload else { return ingress::change(&self.layout, changes).await };
+                let changed = ingress::change(&self.layout, changes).await;
+                let Some(digest) = reload else { return changed };
                 self.systemd.signal(UNIT, "main", libc::SIGUSR2).await?;
                 ingress::reloaded(&self.layout, digest).await
             }

@@ -22,11 +22,11 @@ pub(super) fn route(target: &Target, observed: &Observed, steps: &[Step]) -> Opt
         })
         .collect();
     let maps = ingress.maps(|id| condition(id, target.instances.get(id), observed, stopping.contains(id)));
-    let ObservedIngress { files, running } = &observed.ingress;
+    let ObservedIngress { files, running, .. } = &observed.ingress;
     let digest = ingress.digest();
     let reload = running.as_ref().filter(|running| running.digest != digest).map(|_| digest);
-    // Whoever reads the files anew has the maps.
-    let changes = running.iter().filter(|_| reload.is_none()).flat_map(|running| changes(running, &maps)).collect::<Vec<_>>();
+    // Also where it is to read its files anew: should it refuse to, names lead nowhere that they must not.
+    let changes = running.iter().flat_map(|running| changes(running, &maps)).collect::<Vec<_>>();
     let files: Vec<_> = ingress.files(&maps).into_iter().filter(|file| files.get(&file.path) != Some(&file.text)).collect();
     (reload.is_some() || !changes.is_empty() || !files.is_empty()).then_some(Step::Route { files, reload, changes })
 }

@@ -68,6 +68,17 @@ pub struct ObservedIngress {
     pub files: BTreeMap<std::path::PathBuf, String>,
     /// What HAProxy itself has; none if it does not run, or does not answer. It reads the files when it starts.
     pub running: Option<RunningIngress>,
+    /// It runs, and does not answer: it may lead anywhere that it was ever told to.
+    pub mute: bool,
+}
+
+impl ObservedIngress {
+    /// Whether visitors may be led to this address.
+    pub fn leads_to(&self, address: Ipv4Addr) -> bool {
+        let to = format!("/{address}/");
+        let lines = self.running.iter().flat_map(|running| running.maps.values().flatten());
+        self.mute || lines.map(|(_, value)| value).chain(self.files.values()).any(|text| text.contains(&to))
+    }
 }
 
 /// What HAProxy has in its memory.

@@ -259,7 +259,7 @@ defaults
     retries 1
     option dontlognull
 
-# Who is connected how often: by neighbourhood (an IPv4 address, a /64), and by whom they want.
+# Who is connected how often: by neighbourhood (an IPv4 address, a /48), and by whom they want.
 backend near-https
     stick-table type ipv6 size 100k expire 2m store conn_cur
 backend near-http
@@ -279,8 +279,8 @@ frontend https
     timeout client 1h
     timeout client-fin 30s
     option clitcpka
-    tcp-request connection track-sc0 src,ipmask(32,64) table near-https
-    tcp-request connection reject if {{ sc_conn_cur(0,near-https) gt 256 }}
+    tcp-request connection track-sc0 src,ipmask(32,48) table near-https
+    tcp-request connection reject if {{ sc_conn_cur(0,near-https) gt 128 }}
     # Nothing is decided before the whole greeting is there, or its time is over.
     tcp-request inspect-delay 5s
     tcp-request content reject unless {{ req.ssl_hello_type 1 }}
@@ -334,8 +334,12 @@ frontend http
     bind fd@3
     bind fd@4
     maxconn 4000
-    tcp-request connection track-sc0 src,ipmask(32,64) table near-http
-    tcp-request connection reject if {{ sc_conn_cur(0,near-http) gt 256 }}
+    # One connection is one request at a time: what is counted below is connections.
+    option disable-h2-upgrade
+    # X_Forwarded_For is the same as X-Forwarded-For to many programs.
+    option http-restrict-req-hdr-names delete
+    tcp-request connection track-sc0 src,ipmask(32,48) table near-http
+    tcp-request connection reject if {{ sc_conn_cur(0,near-http) gt 128 }}
     http-request set-var(txn.name) req.hdr(host),host_only,lower,rtrim(.)
     http-request set-var(txn.to) var(txn.name),map_str({http})
     http-request set-var(txn.away) var(txn.name),map_str({away})

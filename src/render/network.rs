@@ -44,7 +44,6 @@ pub fn ruleset(desired: &Desired, layout: &Layout) -> String {
         .map(|(id, wanted)| Guest {
             wanted,
             address: layout.addressing.of(id, wanted.lease),
-            ingress: layout.ingress.is_some(),
             namespace: numbers[&id.namespace],
             id,
         })
@@ -144,7 +143,6 @@ struct Guest<'a> {
     wanted: &'a Wanted,
     address: Address,
     namespace: u32,
-    ingress: bool,
 }
 
 impl Guest<'_> {
@@ -160,7 +158,7 @@ impl Guest<'_> {
 
     /// `(tcp, 80)`, …: those that everybody reaches, or those where nobody but the ingress may say who is connected.
     fn ports(&self, proxied: bool) -> Vec<(&'static str, u16)> {
-        let ports = self.wanted.instance.ports.values().filter(|port| (self.ingress && port.proxy_protocol) == proxied);
+        let ports = self.wanted.instance.ports.values().filter(|port| port.proxy_protocol == proxied);
         let each = ports.flat_map(|port| {
             let protocols = [("tcp", port.protocol.tcp()), ("udp", port.protocol.udp())];
             protocols.into_iter().filter(|(_, used)| *used).map(|(name, _)| (name, port.port))
@@ -394,7 +392,7 @@ mod tests {
         let mut desired = samples::desired();
         desired.instances.values_mut().for_each(|one| one.instance.ports.values_mut().for_each(|port| port.proxy_protocol = true));
         let without = ruleset(&desired, &samples::layout());
-        assert!(without.contains("10.88.0.2 . tcp . 80 comment") && !without.contains("proxied4"), "there is no ingress");
+        assert!(!without.contains(". tcp . 80 ") && !without.contains("proxied4"), "there is no ingress, and so nobody");
         let text = ruleset(&desired, &Layout { ingress: Some(990), ..samples::layout() });
         let (before, proxied) = text.split_once("set proxied4").expect("the set");
         assert!(!before.contains(". tcp . 80 "), "over neither protocol: {text}");

@@ -235,6 +235,11 @@ impl Claim {
         matches!(self.stage, Stage::Held { .. })
     }
 
+    /// Whether the namespace has the name, and the last look found its proof: only then may a certificate be made.
+    pub fn is_proven(&self) -> bool {
+        matches!(self.stage, Stage::Held { failing: None, .. })
+    }
+
     /// The same claim, to be looked at now.
     pub fn due(&self, now: u64) -> Self {
         Self { next: now, tries: 0, ..self.clone() }

@@ -374,14 +374,21 @@ impl Reader<'_> {
 
 /// Whether ports include this one for all that the protocol uses.
 fn exposes(ports: &BTreeMap<PortName, Port>, port: u16, protocol: Protocol) -> bool {
-    let any = |uses: fn(Protocol) -> bool| ports.values().any(|one| one.port == port && uses(one.protocol));
+    // What the ingress alone may speak to, no client can: it would be believed whoever it says it is.
+    let open = || ports.values().filter(|one| !one.proxy_protocol);
+    let any = |uses: fn(Protocol) -> bool| open().any(|one| one.port == port && uses(one.protocol));
     (!protocol.tcp() || any(Protocol::tcp)) && (!protocol.udp() || any(Protocol::udp))
 }
 
 fn not_exposed(instance: &InstanceName, ports: &BTreeMap<PortName, Port>, port: u16, protocol: Protocol) -> String {
     let transport = protocol.transport();
     let word = if protocol.tcp() && protocol.udp() { "dns" } else { transport };
-    let list: Vec<String> = ports.values().map(|one| format!("{}/{}", one.port, one.protocol.transport())).collect();
+    let list: Vec<String> = ports
+        .values()
+        .map(|one| {
+            format!("{}/{}{}", one.port, one.protocol.transport(), if one.proxy_protocol { " for the ingress alone" } else { "" })
+        })
+        .collect();
     let has = if list.is_empty() { "nothing".to_owned() } else { list.join(", ") };
     format!(
         "{instance} does not expose {port}/{transport} (it exposes {has}): add seed.expose.<name> = {{ port = {port}; protocol = \"{word}\"; }} \

@@ -144,7 +144,7 @@ impl World {
             Some(_) => Some(ingress::running(&self.layout).await.unwrap()),
             None => None,
         };
-        let ingress = ObservedIngress { files: files.collect(), running };
+        let ingress = ObservedIngress { files: files.collect(), running, mute: false };
         let observed = Observed { instances: instances.collect(), ingress, ..Observed::default() };
         for step in plan(&target, &observed) {
             if let Step::Route { files, reload, changes } = step {

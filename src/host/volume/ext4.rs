@@ -54,7 +54,7 @@ impl Shape {
         let (data, per_group) = (word(20)?, word(32)?);
         let descriptor = if wide { half(254)? } else { 32 };
         let fits = blocks.checked_mul(block)? <= image && data < blocks && data <= 1;
-        if !fits || !(1..=8 * block).contains(&per_group) || !(32..=1024).contains(&descriptor) {
+        if !fits || !(1..=8 * block).contains(&per_group) || !matches!(descriptor, 32 | 64) {
             return None;
         }
         let groups = (blocks - data).div_ceil(per_group);
