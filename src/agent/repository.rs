@@ -10,8 +10,9 @@ use crate::{
     bus::{Opened, Planted, Pushed, Refusal},
     host::Host,
     spec::{
-        access::{self, Grant, Principal, Repository, Verb},
+        access::{self, Grant, Principal, Repository, Verb, Visibility},
         authorized_keys,
+        caller::ANYBODY,
         name::{Commit, FlakeUri, RefName, RepoName},
     },
     state::{Ask, Batch, Change, Plant, State},
@@ -62,6 +63,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         name: &str,
         access: &str,
     ) -> Result<(Opened, Option<impl Future<Output = Result<u64, Refusal>> + Send + use<H, S, B>>), Refusal> {
+        if who == ANYBODY {
+            return self.opened_by_anybody(name, access).map(|opened| (opened, None));
+        }
         let who = principal(who)?;
         let name: RepoName = name.parse().map_err(invalid)?;
         let verb = match access {
@@ -95,6 +99,18 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         tracing::info!(repository = %name, "repository created");
         let room = self.quota_of(&FlakeUri::Silo(name.clone()).namespace()).repository.0;
         Ok((Opened { name: name.to_string(), created: true, planted, room }, None))
+    }
+
+    /// Who shows no key reads what is public, and is told nothing of the rest.
+    fn opened_by_anybody(&self, name: &str, access: &str) -> Result<Opened, Refusal> {
+        let name: RepoName = name.parse().map_err(invalid)?;
+        if access != "read" {
+            return Err(Refusal::Denied("only the holder of an SSH key may write".to_owned()));
+        }
+        let found = self.memory.repos.get(&name).filter(|repository| repository.visibility == Visibility::Public);
+        found.ok_or_else(|| Refusal::NotFound(format!("there is no repository {name} that anybody may read")))?;
+        let planted = self.memory.plants.contains_key(&FlakeUri::Silo(name.clone()).namespace());
+        Ok(Opened { name: name.to_string(), created: false, planted, room: 0 })
     }
 
     /// The repository of that name, if `who` may write to it.

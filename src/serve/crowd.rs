@@ -44,9 +44,9 @@ pub(super) struct Place {
 }
 
 /// The first 24 bits of an IPv4 address, 48 of IPv6.
-type Neighbourhood = u128;
+pub(super) type Neighbourhood = u128;
 
-fn neighbourhood(address: IpAddr) -> Neighbourhood {
+pub(super) fn neighbourhood(address: IpAddr) -> Neighbourhood {
     match address.to_canonical() {
         IpAddr::V4(v4) => u128::from(u32::from(v4) >> 8),
         IpAddr::V6(v6) => 1 << 64 | u128::from(v6) >> 80,

@@ -117,6 +117,10 @@ pub fn git(doors: &Doors, path: &Path, settings: &[&str]) -> Command {
         format!("safe.directory={}", path.display()),
         "core.hooksPath=/dev/null".into(),
         "core.fsmonitor=false".into(),
+        // An archive may ask whether its commit is signed: nobody is to run what would find out.
+        "gpg.program=/dev/null".into(),
+        "gpg.x509.program=/dev/null".into(),
+        "gpg.ssh.program=/dev/null".into(),
         "pack.threads=1".into(),
         "pack.windowMemory=128m".into(),
         "gc.autoDetach=false".into(),
@@ -127,9 +131,9 @@ pub fn git(doors: &Doors, path: &Path, settings: &[&str]) -> Command {
     command
 }
 
-/// Asks the agent whether `who` may `access` the repository.
-pub async fn open(doors: &Doors, who: &Caller, name: &RepoName, access: &str) -> Asked<Opened> {
-    ask::document(doors.agent.open_repository(who.as_str(), name.as_str(), access)).await
+/// Asks the agent whether `who` may `access` the repository: a caller, or anybody.
+pub async fn open(doors: &Doors, who: &str, name: &RepoName, access: &str) -> Asked<Opened> {
+    ask::document(doors.agent.open_repository(who, name.as_str(), access)).await
 }
 
 /// Serves a clone, a fetch or an archive. `protocol` is the value of `GIT_PROTOCOL`, already checked. Returns the exit code.
@@ -146,7 +150,7 @@ where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send,
 {
-    if let Err(refusal) = open(doors, who, name, "read").await {
+    if let Err(refusal) = open(doors, who.as_str(), name, "read").await {
         out.send(&pktline::error(&ask::words(&refusal))).await;
         return refusal.exit_code();
     }

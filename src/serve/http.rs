@@ -5,12 +5,12 @@
 use std::{
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     body::{Body, Bytes},
     extract::{Request, State},
     http::{HeaderMap, Method, StatusCode, header},
@@ -31,7 +31,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Doors, acme::own::Tls, ask, crowd::Crowd, https::Hello, proxy, sockets::Listener};
+use super::{
+    Doors,
+    acme::own::Tls,
+    ask,
+    crowd::Crowd,
+    https::{Counted, Hello},
+    proxy, smart_http,
+    sockets::Listener,
+};
 use crate::{
     bus::{Refusal, github::GitHubProxy},
     spec::name::RefName,
@@ -42,8 +50,11 @@ use crate::{
 const MAX_BODY: usize = 1 << 20;
 /// How long a client may take for the head of a request, and then for its body.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a connection may last.
+/// How long a connection may last; with a clone on it, longer.
 const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST_CLONE: Duration = Duration::from_secs(3600);
+/// A connection over which nothing goes for this long is given up.
+const STALLED: Duration = Duration::from_secs(60);
 
 /// How long whatever stands in front of the door may take to say whose a connection is.
 const PROXY_PATIENCE: Duration = Duration::from_secs(5);
@@ -55,6 +66,10 @@ struct Shared {
     /// So many deliveries are with the agent at a time: anybody may send one.
     turns: Arc<Semaphore>,
 }
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client(pub IpAddr);
 
 /// The HTTP door or the HTTPS door.
 pub(super) struct Door {
@@ -84,7 +99,8 @@ impl Door {
 
     /// The HTTPS door.
     pub(super) fn secret(doors: &Arc<Doors>, hello: Hello) -> Arc<Self> {
-        Arc::new(Self { doors: Arc::clone(doors), crowd: Arc::default(), router: router(doors), hello: Some(hello) })
+        let router = router(doors).merge(smart_http::router(doors));
+        Arc::new(Self { doors: Arc::clone(doors), crowd: Arc::default(), router, hello: Some(hello) })
     }
 }
 
@@ -154,27 +170,44 @@ async fn receive(door: Arc<Door>, arrived: Arrived) {
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(door: &Door, stream: S, client: IpAddr) {
     let close = CancellationToken::new();
     let _place = door.crowd.enter(client, close.clone());
-    let Some(hello) = &door.hello else { return converse(door, stream, &close).await };
+    let Some(hello) = &door.hello else { return converse(door, stream, client, &close).await };
     let begun = tokio::select! {
         begun = timeout(PATIENCE, hello.begin(stream)) => begun.ok().flatten(),
         () = close.cancelled() => None,
         () = door.doors.stopping.cancelled() => None,
     };
     if let Some(stream) = begun {
-        converse(door, stream, &close).await;
+        converse(door, stream, client, &close).await;
     }
 }
 
-async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(door: &Door, stream: S, close: &CancellationToken) {
+async fn converse<S>(door: &Door, stream: S, client: IpAddr, close: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (stream, bytes) = Counted::new(stream);
+    let stalled = async {
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(STALLED).await;
+            match bytes.load(Ordering::Relaxed) {
+                now if now == before => return,
+                now => before = now,
+            }
+        }
+    };
+    let longest = if door.hello.is_some() { LONGEST_CLONE } else { LONGEST };
+    let router = door.router.clone().layer(Extension(Client(client)));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 << 10);
-    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(door.router.clone()));
+    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(serving);
     tokio::select! {
         // An error is the client's, and nobody is left to be told.
         served = &mut serving => drop(served),
         () = close.cancelled() => {}
-        () = tokio::time::sleep(LONGEST) => {}
+        () = tokio::time::sleep(longest) => {}
+        () = stalled => {}
         () = door.doors.stopping.cancelled() => {
             // What was asked is still answered.
             serving.as_mut().graceful_shutdown();

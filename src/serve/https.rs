@@ -2,10 +2,19 @@
 //! host's gets the alert `unrecognized_name`. Names of instances that cannot be reached come here too, when something in front of the
 //! doors passes on by name.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     sync::watch,
     time::timeout,
 };
@@ -54,4 +63,43 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, alert: [u8; 7]
     };
     // Who is gone needs no alert.
     drop(timeout(Duration::from_secs(2), said).await);
+}
+
+/// A stream that counts the bytes that go over it, so that a stalled one is noticed.
+pub(super) struct Counted<S> {
+    stream: S,
+    bytes: Arc<AtomicU64>,
+}
+
+impl<S> Counted<S> {
+    /// The stream, and the count.
+    pub fn new(stream: S) -> (Self, Arc<AtomicU64>) {
+        let bytes = Arc::new(AtomicU64::new(0));
+        (Self { stream, bytes: Arc::clone(&bytes) }, bytes)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.bytes.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(n)) = &written {
+            self.bytes.fetch_add(*n as u64, Ordering::Relaxed);
+        }
+        written
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }

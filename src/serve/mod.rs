@@ -24,6 +24,7 @@ pub mod receive;
 pub mod relay;
 pub(crate) mod sftp;
 pub mod shell;
+mod smart_http;
 mod sockets;
 pub mod ssh;
 mod unheard;

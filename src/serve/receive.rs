@@ -80,7 +80,7 @@ impl Push {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send,
     {
-        let opened = match git::open(&self.doors, &self.who, &self.name, "write").await {
+        let opened = match git::open(&self.doors, self.who.as_str(), &self.name, "write").await {
             Ok(opened) => opened,
             Err(refusal) => {
                 out.send(&pktline::error(&ask::words(&refusal))).await;

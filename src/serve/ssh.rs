@@ -200,7 +200,7 @@ fn fingerprint(key: &russh::keys::PublicKey) -> Option<KeyId> {
 }
 
 /// `version=2`, and what git may add to it.
-fn git_protocol(value: &str) -> bool {
+pub(super) fn git_protocol(value: &str) -> bool {
     value.len() <= 64
         && value.starts_with("version=")
         && value.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"=:-.".contains(&b))

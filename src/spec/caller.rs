@@ -4,6 +4,9 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use super::name::{KeyId, NameError};
 
+/// How doors name whoever shows no key. It is no [`Caller`]: only what anybody may do takes it.
+pub const ANYBODY: &str = "anybody";
+
 /// The holder of a key. Doors make it; the agent reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {

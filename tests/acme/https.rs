@@ -68,7 +68,7 @@ fn is_up(world: &World) -> bool {
 }
 
 /// A world whose host has its certificate.
-fn world() -> World {
+pub fn world() -> World {
     let mut world = World::with_https();
     world.start_ca();
     until("HTTPS that curl verifies", || is_up(&world));
@@ -84,7 +84,7 @@ fn knock(world: &World, words: &[&str]) -> String {
 }
 
 /// A client that trusts what signs the certificates here.
-fn shake<S: Read + Write>(world: &World, stream: S) -> std::io::Result<StreamOwned<ClientConnection, S>> {
+pub fn shake<S: Read + Write>(world: &World, stream: S) -> std::io::Result<StreamOwned<ClientConnection, S>> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(world.path("roots.pem")).unwrap() {
         roots.add(root.unwrap()).unwrap();

@@ -5,6 +5,7 @@
 mod client;
 mod clients;
 mod domains;
+mod hosting;
 mod https;
 mod outside;
 mod protocol;
