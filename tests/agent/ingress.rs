@@ -57,6 +57,8 @@ async fn a_name_leads_to_its_instance_exactly_while_that_is_ready() {
     world.sim.boot(Boot::AtTick);
     world.text(act("start")).await.unwrap();
     settles(&world, Some("booting")).await;
+    // It is booting for its visitors from before it is started on.
+    world.until("it was started", |world| world.sim.running(&web).is_some()).await;
     world.sim.tick();
     settles(&world, None).await;
     world.sim.give_up(&web, "start-limit-hit");
