@@ -12,6 +12,7 @@ mod bus;
 mod crash;
 mod enter;
 mod github;
+mod ingress;
 mod lacks;
 mod logs;
 mod network;
