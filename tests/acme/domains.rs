@@ -140,7 +140,8 @@ fn a_name_of_ones_own_gets_a_certificate_while_it_is_proven() {
     world.outside.cname(WWW, &name("second"));
     assert_eq!(looked_at(&world, "first", WWW).state, "failing");
     assert_eq!(looked_at(&world, "second", WWW).state, "waiting");
-    first.order(&[WWW]).ok(201);
+    // The name is still the first's, and gives it nothing new.
+    assert_eq!(first.order(&[WWW]).ok(403).problem(), "rejectedIdentifier");
     assert_eq!(second.order(&[WWW]).ok(403).problem(), "rejectedIdentifier", "never both");
     meanwhile(&mut world, "first", |now| Stage::Held { since: 0, failing: Some(now - 2 * HOUR) });
     meanwhile(&mut world, "second", |now| Stage::Waiting { since: now - 2 * HOUR });
