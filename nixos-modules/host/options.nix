@@ -384,9 +384,10 @@ in
       example = true;
       description = ''
         Whether ports 80 and 443 of this host go to the instances by name: 443 by the TLS server name, ending in the instance, 80 by Host.
-        HAProxy does it, with maps that the agent changes while it runs; the doors for HTTP and HTTPS get what is for the host itself from there. Changing
-        it restarts the agent and the doors; then run `systemctl restart seed-serve-http.socket seed-serve-https.socket seed-serve`, or reboot. A new HAProxy is
-        started at once, which ends connections that are established by way of the old one, and refuses none.
+        HAProxy does it, with maps that the agent changes while it runs; the doors for HTTP and HTTPS get what is for the host itself from
+        there. Changing it restarts the agent and the doors; then run
+        `systemctl restart seed-serve-http.socket seed-serve-https.socket seed-serve`, or reboot. A new HAProxy is started at once, which
+        ends connections that are established by way of the old one, and refuses none.
       '';
     };
 

@@ -31,6 +31,7 @@ in
       acme = false;
       shoot = false;
       tpm = true;
+      domains = [ ];
     };
   };
 

@@ -36,6 +36,7 @@ in
       "seed.expose.<name>.enable"
       "seed.expose.<name>.port"
       "seed.expose.<name>.protocol"
+      "seed.expose.<name>.proxyProtocol"
       "seed.name"
       "seed.rollout"
       "seed.shoot.enable"

@@ -29,6 +29,7 @@ let
     acme = false;
     shoot = false;
     tpm = true;
+    domains = [ ];
   };
   tcp = port: {
     inherit port;
