@@ -35,7 +35,7 @@ use super::{
     Doors,
     acme::own::Tls,
     ask,
-    crowd::Crowd,
+    crowd::{Crowd, Place},
     https::{Counted, Hello},
     proxy, smart_http,
     sockets::Listener,
@@ -121,17 +121,33 @@ fn elsewhere(request: &Request<Body>, silo: &str) -> Option<String> {
     (request.method() == Method::GET && name.eq_ignore_ascii_case(silo)).then(|| format!("https://{silo}{path}"))
 }
 
+/// Whose a connection is, and its place among the strangers of its neighbourhood.
+struct Taken {
+    client: IpAddr,
+    close: CancellationToken,
+    _place: Place,
+}
+
+impl Taken {
+    fn new(door: &Door, client: IpAddr) -> Self {
+        let close = CancellationToken::new();
+        let place = door.crowd.enter(client, close.clone());
+        Self { client, close, _place: place }
+    }
+}
+
 /// A connection as it comes.
 enum Arrived {
-    Tcp(TcpStream, IpAddr),
+    /// In the order in which they came: else a newcomer could be taken for the one that has waited longest.
+    Tcp(TcpStream, Taken),
     Unix(UnixStream),
 }
 
-async fn accept(listener: &Listener) -> std::io::Result<Arrived> {
+async fn accept(door: &Door, listener: &Listener) -> std::io::Result<Arrived> {
     Ok(match listener {
         Listener::Tcp(listener) => {
             let (stream, peer) = listener.accept().await?;
-            Arrived::Tcp(stream, peer.ip())
+            Arrived::Tcp(stream, Taken::new(door, peer.ip()))
         }
         Listener::Unix(listener) => Arrived::Unix(listener.accept().await?.0),
     })
@@ -142,7 +158,7 @@ pub(super) async fn listen(door: Arc<Door>, listener: Listener) {
     loop {
         let accepted = tokio::select! {
             // Cancel-safe: a connection that is not taken waits in its queue.
-            accepted = accept(&listener) => accepted,
+            accepted = accept(&door, &listener) => accepted,
             () = door.doors.stopping.cancelled() => return,
         };
         match accepted {
@@ -158,18 +174,20 @@ pub(super) async fn listen(door: Arc<Door>, listener: Listener) {
 
 async fn receive(door: Arc<Door>, arrived: Arrived) {
     match arrived {
-        Arrived::Tcp(stream, client) => connection(&door, stream, client).await,
+        Arrived::Tcp(stream, taken) => connection(&door, stream, taken).await,
         Arrived::Unix(mut stream) => match timeout(PROXY_PATIENCE, proxy::client(&mut stream)).await {
-            Ok(Ok(client)) => connection(&door, stream, client.unwrap_or(Ipv4Addr::LOCALHOST.into())).await,
+            Ok(Ok(client)) => {
+                let taken = Taken::new(&door, client.unwrap_or(Ipv4Addr::LOCALHOST.into()));
+                connection(&door, stream, taken).await;
+            }
             Ok(Err(error)) => tracing::warn!(%error, "refused a connection that was not passed on as it should"),
             Err(_) => tracing::warn!("a connection was passed on without saying whose it is"),
         },
     }
 }
 
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(door: &Door, stream: S, client: IpAddr) {
-    let close = CancellationToken::new();
-    let _place = door.crowd.enter(client, close.clone());
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(door: &Door, stream: S, taken: Taken) {
+    let Taken { client, close, _place } = taken;
     let Some(hello) = &door.hello else { return converse(door, stream, client, &close).await };
     let begun = tokio::select! {
         begun = timeout(PATIENCE, hello.begin(stream)) => begun.ok().flatten(),
