@@ -457,13 +457,13 @@ impl World {
 
 /// Waits until something is so.
 pub async fn until(what: &str, mut is: impl FnMut() -> bool) {
-    for _ in 0..9000 {
+    for _ in 0..12_000 {
         if is() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("waited 90 s for {what}");
+    panic!("waited 120 s for {what}");
 }
 
 async fn connect(address: &str) -> zbus::Connection {
