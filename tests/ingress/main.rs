@@ -306,9 +306,9 @@ async fn a_crowd_from_one_address_keeps_nobody_else_away() {
     world.converge().await;
     world.start().await;
     echo(&world, "web", b'w');
-    let crowd: Vec<TcpStream> = (0..257).map(|_| TcpStream::connect(world.https[0]).unwrap()).collect();
+    let crowd: Vec<TcpStream> = (0..129).map(|_| TcpStream::connect(world.https[0]).unwrap()).collect();
     // It counts as it takes them.
-    world.until("they are counted", async |world| world.crowd().await == 256).await;
+    world.until("they are counted", async |world| world.crowd().await == 128).await;
     let mut late = world.greet(0, Some(&name("web")));
     assert_eq!(next(&mut late), None, "there are {} of them", crowd.len());
     assert_eq!(next(&mut world.greet(1, Some(&name("web")))), Some(b'w'));
