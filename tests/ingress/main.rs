@@ -230,6 +230,13 @@ async fn guests_that_ask_for_it_and_the_doors_hear_who_is_connected() {
     let asked = std::thread::spawn(move || {
         let (mut stream, _) = door.accept().unwrap();
         let from = proxied(&mut stream);
+        // All of the request: who hangs up on the rest of it takes his answer back.
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\ndoor").unwrap();
         from.ip().to_string()
     });
