@@ -77,7 +77,7 @@ fn a_bad_deploy_is_gone_back_from_and_what_is_stopped_stays_off() {
     // The end; volumes stay.
     let half = ann.shell(&["destroy", "web"]);
     assert!(half.code == 2 && half.err.contains("destroy web web"), "{}", half.all());
-    let gone = ann.shell(&["unplant", "my-app"]);
+    let gone = ann.shell(&["unplant", "my-app", "my-app"]);
     assert!(gone.code == 0 && gone.all().contains("the volume web/data (64Mi)"), "{}", gone.all());
     assert_eq!(machine.property(&unit, "LoadState"), "not-found");
     let kept = machine.run(&["find", "/var/lib/seed/volumes/retired", "-name", "*.img"]).ok();

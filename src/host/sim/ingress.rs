@@ -46,10 +46,11 @@ impl Ingress {
         if self.fails {
             return Err("HAProxy does not take it");
         }
+        changes.iter().try_for_each(|change| self::change(&mut self.there, change))?;
         if reload.is_some() {
             self.start();
         }
-        changes.iter().try_for_each(|change| self::change(&mut self.there, change))
+        Ok(())
     }
 }
 
