@@ -140,7 +140,9 @@ async fn a_delivery_reaches_the_agent_as_it_was_signed_and_its_answer_is_the_sta
     ];
     for (headers, body, status) in table {
         let said = post(&world, headers, body).await;
-        assert!(said.out.ends_with(status), "{headers:?}: {said:?}");
+        // Who goes on sending what nobody reads may be hung up on before the answer has come.
+        let hung_up = body.len() > 1 << 20 && matches!(said.code, 55 | 56);
+        assert!(said.out.ends_with(status) || hung_up, "{headers:?}: {said:?}");
     }
     assert_eq!(github.calls().len(), 2, "the agent is asked about what is a delivery: {:?}", github.calls());
     for (url, status) in [("webhook/github", "405"), ("", "200"), ("else", "404"), ("webhook/gitlab", "404")] {
