@@ -60,6 +60,8 @@ pub struct Settings {
     pub acme: acme::Settings,
     /// How long a stranger may take to prove a key.
     pub auth_timeout: Duration,
+    /// How long a client that has ended its input may take nothing of what a guest sends it.
+    pub stalled: Duration,
     /// How often the agent is asked whether this host's own certificate is due.
     pub certificate_look: Duration,
     /// How long a stop waits for pushes that the agent has not heard of yet.
@@ -79,6 +81,7 @@ impl Settings {
             max_pack: Bytes(2 << 30),
             acme: acme::Settings::default(),
             auth_timeout: Duration::from_secs(30),
+            stalled: Duration::from_secs(1800),
             certificate_look: Duration::from_secs(3600),
             stop_timeout: Duration::from_secs(20),
         }

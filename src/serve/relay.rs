@@ -4,6 +4,8 @@
 //! A guest's channel is the only one of its connection at a time: russh's client opens windows whatever we say, so that the one way not
 //! to be sent more than the client takes is not to read, and that holds up all of a connection.
 
+use std::time::Duration;
+
 use russh::{Channel, ChannelMsg, ChannelWriteHalf, Sig, client::Msg as ToGuest, server::Msg as ToClient};
 use tokio::{
     io::{AsyncWriteExt, Stderr, Stdout},
@@ -27,6 +29,9 @@ pub struct Client<'a> {
     pub controls: mpsc::Receiver<Control>,
     pub write: &'a ChannelWriteHalf<ToClient>,
     pub gone: CancellationToken,
+    /// How long it may take nothing once it has ended its input. OpenSSH keeps a channel whose reader here was killed until the server
+    /// closes it, does not open its window again, and says why only to servers of its own kind: for all others that is an orphan.
+    pub stalled: Duration,
 }
 
 /// How what ran in a guest has ended.
@@ -119,24 +124,26 @@ impl Output<'_> {
 
 /// Passes everything on until the guest closes its channel, or the client goes.
 pub async fn relay(client: Client<'_>, guest: Channel<ToGuest>) -> Ended {
-    let Client { input, controls, write, gone } = client;
-    pass(Input::Client(input), controls, Output::Client(write), gone, guest).await
+    let Client { input, controls, write, gone, stalled } = client;
+    pass(Input::Client(input), controls, Output::Client(write), (gone, stalled), guest).await
 }
 
 /// The same between a guest and the standard streams of this process.
 pub async fn here(here: Here, guest: Channel<ToGuest>) -> Ended {
     let Here { input, controls, gone } = here;
     let output = Output::Here(tokio::io::stdout(), tokio::io::stderr());
-    pass(Input::Here(input), controls, output, gone, guest).await
+    // Whoever reads here breaks the pipe when they leave.
+    pass(Input::Here(input), controls, output, (gone, Duration::MAX), guest).await
 }
 
 async fn pass(
     mut input: Input,
     mut controls: mpsc::Receiver<Control>,
     mut output: Output<'_>,
-    gone: CancellationToken,
+    (gone, stalled): (CancellationToken, Duration),
     guest: Channel<ToGuest>,
 ) -> Ended {
+    let silent = CancellationToken::new();
     let (mut from_guest, to_guest) = guest.split();
     let feed = async {
         while let Some(bytes) = input.next().await {
@@ -144,6 +151,7 @@ async fn pass(
                 return;
             }
         }
+        silent.cancel();
         // A guest that is gone needs no end of input.
         drop(to_guest.eof().await);
     };
@@ -162,20 +170,37 @@ async fn pass(
         let mut ended = Ended::Lost;
         // While the client takes nothing, neither do we: that is the only channel of this connection.
         while let Some(message) = from_guest.wait().await {
-            let passed = match message {
-                ChannelMsg::Data { data } => output.data(data).await,
-                ChannelMsg::ExtendedData { data, ext: 1 } => output.errors(data).await,
-                ChannelMsg::Eof => output.eof().await,
-                ChannelMsg::ExitStatus { exit_status } => {
-                    ended = Ended::Code(exit_status);
-                    Ok(())
+            if matches!(message, ChannelMsg::Close) {
+                break;
+            }
+            let pass = async {
+                match message {
+                    ChannelMsg::Data { data } => output.data(data).await,
+                    ChannelMsg::ExtendedData { data, ext: 1 } => output.errors(data).await,
+                    ChannelMsg::Eof => output.eof().await,
+                    ChannelMsg::ExitStatus { exit_status } => {
+                        ended = Ended::Code(exit_status);
+                        Ok(())
+                    }
+                    ChannelMsg::ExitSignal { signal_name, core_dumped, .. } => {
+                        ended = Ended::Signal { name: signal_name, core: core_dumped };
+                        Ok(())
+                    }
+                    _ => Ok(()),
                 }
-                ChannelMsg::ExitSignal { signal_name, core_dumped, .. } => {
-                    ended = Ended::Signal { name: signal_name, core: core_dumped };
-                    Ok(())
+            };
+            let orphaned = async {
+                silent.cancelled().await;
+                tokio::time::sleep(stalled).await;
+            };
+            let passed = tokio::select! {
+                biased;
+                passed = pass => passed,
+                () = orphaned => {
+                    // Nor does it take any words about it.
+                    gone.cancel();
+                    Err(Deaf)
                 }
-                ChannelMsg::Close => break,
-                _ => Ok(()),
             };
             if passed.is_err() {
                 return Ended::Lost;

@@ -360,8 +360,9 @@ impl Connection {
             let gone = CancellationToken::new();
             let (controls, controlled) = mpsc::channel(64);
             tokio::spawn(drain::drain(read, inlet, controls, gone.clone(), terminal.is_some() && !enters));
+            let stalled = doors.settings.stalled;
             let asked = Asked { doors, who, ssh, protocol, terminal };
-            let client = Client { input, controls: controlled, write: &write, gone };
+            let client = Client { input, controls: controlled, write: &write, gone, stalled };
             let ended = match command {
                 Ok(Some(Command::Enter(instance, inside))) => {
                     tracing::info!(who = %asked.who, instance, "asked to enter");

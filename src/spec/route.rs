@@ -1,6 +1,8 @@
 //! Public ports: what a flake's outputs `ipv4` and `ipv6` claim of the ports of this host's public addresses.
 //!
-//!     ipv4.routes.smtp = { port = 25; protocol = "tcp"; instance = "mail"; targetPort = 2525; host = "192.0.2.7"; };
+//! ```nix
+//! ipv4.routes.smtp = { port = 25; protocol = "tcp"; instance = "mail"; targetPort = 2525; host = "192.0.2.7"; };
+//! ```
 //!
 //! A claim is part of the deployment that makes it, and stands as long as that deployment is wanted: there is no second record that
 //! could say something else.

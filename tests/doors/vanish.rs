@@ -46,7 +46,8 @@ fn piped(mut command: Command) -> Child {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_guest() {
-    let world = World::new().await;
+    // An ssh whose scp was killed lives on if its server is not OpenSSH, so that it is left after a while.
+    let world = World::with(|settings| settings.stalled = Duration::from_secs(3)).await;
     let guests = Guests::of(&world).await;
     std::fs::write(world.path("large"), vec![b'x'; 8 << 20]).unwrap();
     std::fs::write(guests.srv("web").join("large"), vec![b'x'; 8 << 20]).unwrap();

@@ -120,7 +120,7 @@ impl Forward {
         let gone = CancellationToken::new();
         let (controls, controlled) = mpsc::channel(1);
         tokio::spawn(drain(read, inlet, controls, gone.clone(), false));
-        let client = Client { input, controls: controlled, write: &write, gone };
+        let client = Client { input, controls: controlled, write: &write, gone, stalled: doors.settings.stalled };
         tokio::select! {
             _ = relay::relay(client, inside) => forwards.keep(way),
             () = doors.stopping.cancelled() => {}

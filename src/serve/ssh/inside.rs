@@ -42,8 +42,10 @@ impl Visit<'_> {
             Ok(ended) => return ended,
             Err(refusal) => (ask::words(&refusal), refusal.exit_code().into()),
         };
-        complain(write, shown, &text).await;
-        Ended::Code(code)
+        tokio::select! {
+            () = complain(write, shown, &text) => Ended::Code(code),
+            () = gone.cancelled() => Ended::Lost,
+        }
     }
 
     async fn visit(&self, client: Client<'_>) -> Result<Ended, Refusal> {
@@ -63,8 +65,10 @@ pub async fn copy(doors: &Doors, who: &Caller, client: Client<'_>) -> Ended {
         ended = sftp::serve(doors, who, client) => ended,
         () = gone.cancelled() => Ended::Lost,
         () = doors.stopping.cancelled() => {
-            complain(write, false, "this host's doors are closing: try again in a moment").await;
-            Ended::Code(LOST)
+            tokio::select! {
+                () = complain(write, false, "this host's doors are closing: try again in a moment") => Ended::Code(LOST),
+                () = gone.cancelled() => Ended::Lost,
+            }
         }
     }
 }
