@@ -120,7 +120,9 @@ impl Credentials {
         };
         let adopted = fs::rename(lent, self.path(namespace, kind)).and_then(|()| fs::File::open(&self.0)?.sync_all());
         adopted.map_err(|error| {
-            Refusal::Failed(format!("it is planted, but this host could not keep its {kind} ({error}): see `remote`"))
+            Refusal::Failed(format!(
+                "this host could not keep its {kind} ({error}): it was not planted, and the code was not spent"
+            ))
         })
     }
 

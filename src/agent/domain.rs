@@ -27,6 +27,8 @@ use crate::{
 /// The longest that the doors wait before they ask again what is due, and how many names they are told at once.
 const PAUSE: u64 = 600;
 const AT_ONCE: usize = 256;
+/// How many of those may be one namespace's, so that no namespace keeps the others waiting.
+const OF_ONE: usize = 32;
 
 /// A question of this kind, in plain text as it came over the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,9 +125,19 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let now = now();
         let next = |claims: &BTreeMap<Namespace, Claim>| claims.values().map(|claim| claim.next).min().unwrap_or(u64::MAX);
         let due = self.memory.domains.iter().filter(|(_, claims)| next(claims) <= now);
+        let mut due: Vec<_> = due.map(|(name, claims)| (next(claims), name, claims)).collect();
+        // Who has waited longest comes first.
+        due.sort_by_key(|(next, name, _)| (*next, *name));
+        let mut given: BTreeMap<&Namespace, usize> = BTreeMap::new();
+        let due = due.into_iter().filter(|(_, _, claims)| {
+            // Whoever claims it, it counts as one of theirs.
+            let room = claims.keys().any(|namespace| given.get(namespace).is_none_or(|given| *given < OF_ONE));
+            claims.keys().for_each(|namespace| *given.entry(namespace).or_default() += 1);
+            room
+        });
         let later = self.memory.domains.values().map(next).filter(|next| *next > now).min();
         Due {
-            names: due.map(|(name, _)| name.to_string()).take(AT_ONCE).collect(),
+            names: due.map(|(_, name, _)| name.to_string()).take(AT_ONCE).collect(),
             turn: *self.due.borrow(),
             pause: later.map_or(PAUSE, |later| (later - now).clamp(1, PAUSE)),
         }

@@ -29,12 +29,15 @@ const KEPT: usize = 500;
 pub(super) struct Guesses {
     keys: Patience<KeyId>,
     sources: Patience<u128>,
+    /// Plantings from elsewhere, by invite and by which of its uses: a code is spent only when the repository is the planter's own, and each
+    /// try is a fetch.
+    tries: Patience<(String, u32)>,
 }
 
 impl Default for Guesses {
     fn default() -> Self {
         // Keys cost nothing: behind one address there may be many, of people too.
-        Self { keys: Patience::new(5, 60), sources: Patience::new(20, 30) }
+        Self { keys: Patience::new(5, 60), sources: Patience::new(20, 30), tries: Patience::new(10, 300) }
     }
 }
 
@@ -54,6 +57,17 @@ impl Guesses {
             return Ok(());
         }
         Err(Refusal::Denied(format!("too many wrong invite codes came from your key or your network: try again in {wait} s")))
+    }
+
+    /// Counts a try to plant something from elsewhere with this invite, as it would be after that.
+    pub(super) fn attempt(&mut self, invite: &Invite, now: u64) -> Result<(), Refusal> {
+        let uses = (0..=invite.uses_left.min(99)).map(|nth| (invite.id.clone(), nth));
+        let (wait, next) = uses.map(|nth| (self.tries.wait(&nth, now), nth)).min().unwrap_or((0, (invite.id.clone(), 0)));
+        if wait > 0 {
+            return Err(Refusal::Denied(format!("too much was tried with this invite code: try again in {wait} s")));
+        }
+        self.tries.count(&next, now);
+        Ok(())
     }
 
     fn wrong(&mut self, key: &KeyId, source: Option<IpAddr>, now: u64) {
@@ -241,6 +255,18 @@ mod tests {
         assert!(guesses.check(&key(99), source("2001:db8:7:ffff::1"), 0).is_err());
         guesses.check(&key(99), source("2001:db8:8::1"), 0).unwrap();
         guesses.check(&key(99), source("2001:db8:7:ffff::1"), 30).unwrap();
+    }
+
+    #[test]
+    fn an_invite_is_good_for_some_tries_for_each_of_its_uses() {
+        let mut guesses = Guesses::default();
+        for (uses_left, tries) in [(0, 10), (2, 30)] {
+            let invite = Invite { id: format!("{uses_left}"), uses_left, ..Invite::default() };
+            (0..tries).for_each(|_| guesses.attempt(&invite, 1000).unwrap());
+            let Err(Refusal::Denied(text)) = guesses.attempt(&invite, 1000) else { panic!("goes on") };
+            assert!(text.contains("300 s"), "{text}");
+            guesses.attempt(&invite, 1300).unwrap();
+        }
     }
 
     #[test]

@@ -257,6 +257,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             };
             return Err(Refusal::Invalid(format!("{uri} {why} (namespace {namespace})")));
         }
+        self.is_no_heir(&who, &uri, &repository.owner)?;
         let mut batch: Batch = Vec::new();
         if who != Principal::Operator || !code.is_empty() {
             let invite = self.use_invite(&who, from, code, &uri)?;

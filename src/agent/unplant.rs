@@ -4,7 +4,7 @@ use super::{
     Agent, Event, chain,
     deploy::Settled,
     job::Job,
-    logs,
+    logs, now,
     request::{Answer, json, principal},
     resolve,
 };
@@ -13,10 +13,10 @@ use crate::{
     bus::{Level, Outcome, Refusal, Stage, history::Unplanted},
     host::Host,
     spec::{
-        access::Verb,
-        name::{FlakeUri, InstanceId, Namespace},
+        access::{Principal, Verb},
+        name::{FlakeUri, InstanceId, KeyId, Namespace},
     },
-    state::{Batch, Change, Plant, State},
+    state::{Batch, Change, Former, Plant, State},
 };
 
 impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
@@ -76,13 +76,34 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             // First the token: it was given for this plant, and must not outlive it.
             FlakeUri::Remote(_) => drop(self.shared.settings.remotes.credentials.forget(namespace)?),
         }
-        self.commit(self.forget(namespace)).await?;
+        let owner = self.memory.repository_of(&plant).map_or(&plant.by, |repository| &repository.owner).clone();
+        let former = Former { uri: plant.uri.clone(), hash: plant.hash.clone(), owner, at: now() };
+        let mut batch = self.forget(namespace);
+        batch.push(Change::Former(namespace.clone(), Some(former)));
+        self.commit(batch).await?;
         self.publish_namespace(namespace);
         tracing::info!(%namespace, flake = %plant.uri, "unplanted");
         let id = |name: &_| InstanceId { namespace: namespace.clone(), name: Clone::clone(name) };
         let settled = instances.keys().map(|name| self.lanes.wait_for(id(name))).collect();
         self.look();
         Ok((plant, kept, settled))
+    }
+
+    /// Refuses what would inherit the names of a flake that was unplanted. The operator may give them on.
+    pub(super) fn is_no_heir(&self, who: &Principal, uri: &FlakeUri, owner: &KeyId) -> Result<(), Refusal> {
+        let namespace = uri.namespace();
+        let Some(former) = self.memory.formers.get(&namespace).filter(|_| *who != Principal::Operator) else { return Ok(()) };
+        let why = if former.hash != uri.hash() {
+            "has the short name of another flake"
+        } else if matches!(uri, FlakeUri::Silo(_)) && former.owner != *owner {
+            "was another owner's repository"
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::Denied(format!(
+            "{uri} {why} that ran on this host, and names elsewhere may still lead there (namespace {namespace}): take another name, \
+             or ask the host's operator to plant it"
+        )))
     }
 
     /// The changes that forget a namespace.

@@ -3,6 +3,7 @@
 //! | key | value (JSON) | written when |
 //! |---|---|---|
 //! | `plant/<namespace>` | [`Plant`] | an invite is spent |
+//! | `former/<namespace>` | [`Former`] | it is unplanted; replaced when another life of it ends |
 //! | `repo/<name>` | [`Repository`] | a repository is created; its keys, when its default branch is pushed |
 //! | `want/<namespace>` | [`Deployment`] | a deployment was built and is to run; while it is there, its routes are claimed |
 //! | `past/<namespace>/<at, 20 digits>` | [`Deployment`] | it was replaced; the last N are kept |
@@ -65,6 +66,20 @@ pub struct Plant {
     pub hash: String,
     pub by: KeyId,
     /// Seconds since 1970.
+    pub at: u64,
+}
+
+/// A flake that this host ran once. Names elsewhere may lead to its instances for ever (a CNAME that nobody removed), and to lead there
+/// proves a name: so its short name is nobody else's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Former {
+    pub uri: FlakeUri,
+    /// As [`Plant::hash`].
+    pub hash: String,
+    /// Of its repository, if that was on this host; else who had planted it.
+    pub owner: KeyId,
+    /// When it was unplanted, in seconds since 1970.
     pub at: u64,
 }
 
@@ -150,6 +165,7 @@ pub struct Spent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     Plant(Namespace, Option<Plant>),
+    Former(Namespace, Option<Former>),
     Repo(RepoName, Option<Repository>),
     Want(Namespace, Option<Deployment>),
     Past(Namespace, u64, Option<Deployment>),
@@ -176,6 +192,7 @@ pub type Batch = Vec<Change>;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
     pub plants: std::collections::BTreeMap<Namespace, Plant>,
+    pub formers: std::collections::BTreeMap<Namespace, Former>,
     pub repos: std::collections::BTreeMap<RepoName, Repository>,
     pub wants: std::collections::BTreeMap<Namespace, Deployment>,
     pub past: std::collections::BTreeMap<(Namespace, u64), Deployment>,
@@ -246,6 +263,7 @@ impl Memory {
         }
         match change {
             Change::Plant(key, value) => set(&mut self.plants, key, value),
+            Change::Former(key, value) => set(&mut self.formers, key, value),
             Change::Repo(key, value) => set(&mut self.repos, key, value),
             Change::Want(key, value) => set(&mut self.wants, key, value),
             Change::Past(namespace, at, value) => set(&mut self.past, (namespace, at), value),

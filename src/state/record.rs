@@ -14,6 +14,7 @@ pub fn encode(change: &Change) -> Write {
     }
     match change {
         Change::Plant(namespace, value) => (format!("plant/{namespace}"), json(value)),
+        Change::Former(namespace, value) => (format!("former/{namespace}"), json(value)),
         Change::Repo(name, value) => (format!("repo/{name}"), json(value)),
         Change::Want(namespace, value) => (format!("want/{namespace}"), json(value)),
         Change::Past(namespace, at, value) => (format!("past/{namespace}/{at:020}"), json(value)),
@@ -43,6 +44,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
     let (kind, name) = key.split_once('/').ok_or_else(unknown)?;
     Ok(match kind {
         "plant" => Change::Plant(name.parse().map_err(|_| unknown())?, json(key, value)?),
+        "former" => Change::Former(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "repo" => Change::Repo(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "want" => Change::Want(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "past" => {
@@ -83,7 +85,7 @@ mod tests {
             domain::{Claim, Origin, Stage},
             name::FlakeUri,
         },
-        state::{Ask, Invite, Pin, Record, Secret, Stopped, Upstream},
+        state::{Ask, Former, Invite, Pin, Record, Secret, Stopped, Upstream},
     };
 
     fn record() -> Record {
@@ -128,6 +130,15 @@ mod tests {
         let table = [
             Change::Upstream(namespace.clone(), Some(upstream)),
             Change::Invite("k7".into(), Some(invite)),
+            Change::Former(
+                namespace.clone(),
+                Some(Former {
+                    uri: "silo:app".parse().expect("valid"),
+                    hash: "00".into(),
+                    owner: crate::spec::access::fingerprint(b"key"),
+                    at: 7,
+                }),
+            ),
             Change::Ask(namespace.clone(), Some(ask)),
             Change::Lease(format!("{namespace}/web").parse().expect("valid"), Some(Lease(7))),
             Change::Stopped(format!("{namespace}/web").parse().expect("valid"), Some(Stopped { by: None, at: 7 })),
@@ -154,6 +165,7 @@ mod tests {
             "plant",
             "plant/",
             "plant/x",
+            "former/x",
             "lease/x",
             "past/s-aaaaaaaaaaaa/x",
             "deploy/s-aaaaaaaaaaaa/x",

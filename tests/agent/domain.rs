@@ -100,6 +100,25 @@ async fn a_flake_claims_names_and_a_push_says_what_to_set() {
 }
 
 #[tokio::test]
+async fn who_claims_much_keeps_nobody_waiting() {
+    let world = World::new().await;
+    for instance in ["a", "b", "c"] {
+        let names: Vec<String> = (0..16).map(|n| format!("{instance}{n}.example.com")).collect();
+        world.table.set(instance, instance, json!({ "domains": names }));
+    }
+    let (outcome, said) = world.planted("app").await;
+    assert_eq!(outcome, Outcome::Done, "{said}");
+    ["a", "b", "c"].iter().for_each(|instance| world.table.remove(instance));
+    world.table.set("web", "one", json!({ "domains": ["www.example.org", "a0.example.com"] }));
+    let (outcome, said) = world.planted("small").await;
+    assert_eq!(outcome, Outcome::Done, "{said}");
+    let due = due(&world).await.names;
+    let theirs = due.iter().filter(|name| name.ends_with(".example.com") && *name != "a0.example.com").count();
+    assert!(due.contains(&"www.example.org".to_owned()) && due.contains(&"a0.example.com".to_owned()), "{due:?}");
+    assert!((31..=32).contains(&theirs) && due.len() <= 34, "{due:?}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_claimed_is_refused_with_all_that_is_wrong() {
     let world = World::new().await;
     world.table.set("web", "one", json!({ "domains": [WWW, "UP.example.com", "x.seed.example"] }));

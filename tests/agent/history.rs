@@ -1,7 +1,7 @@
 //! Going back, holding still, turning off, taking away: what each leaves, and what a later push does to it.
 
 use seed::{
-    agent::{history::History, request::Request},
+    agent::{access::Question as Access, history::History, request::Request},
     bus::{
         Outcome, Refusal,
         history::{Deploys, Pinned, Unplanted},
@@ -375,6 +375,28 @@ async fn unplanting_stops_all_lists_what_is_kept_and_forgets_the_rest() {
     let job = world.plant(&ann(), "app", &code).await.unwrap();
     assert_eq!(world.follow(&job).await.0, Outcome::Done);
     assert!(runs(&world, "one"));
+}
+
+#[tokio::test]
+async fn names_that_led_to_one_owner_lead_to_no_other_unless_the_operator_says_so() {
+    let mut world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    world.planted("app").await;
+    let ask = History::Unplant { who: ann().to_string(), repository: "app".into(), again: "app".into() };
+    let document: Unplanted = serde_json::from_str(&world.text(Request::History(ask)).await.unwrap()).unwrap();
+    world.follow(&document.job).await;
+    let delete = Access::Delete { who: ann().to_string(), name: "app".into(), again: "app".into() };
+    world.handle.ask(Request::Access(delete)).await.unwrap();
+    world.kill_agent().await;
+    world.create(&bob(), "app").await.unwrap();
+    let commit = world.commit("app", &[]);
+    world.pushed(&bob(), "app", &commit, "deploy").await.unwrap();
+    let code = world.invite(1).await;
+    let Err(Refusal::Denied(said)) = world.plant(&bob(), "app", &code).await else { panic!("bob is ann's heir") };
+    assert!(said.contains("another owner") && said.contains("operator"), "{said}");
+    assert_eq!(world.state.memory().invites.values().map(|invite| invite.uses_left).sum::<u32>(), 1);
+    let job = world.text(Request::Plant { who: String::new(), uri: "silo:app".into(), code: String::new() }).await.unwrap();
+    assert!(job.contains("namespace"), "{job}");
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! Planting a repository from elsewhere. Whoever plants it first has its namespace, so the repository itself has to say that it is
 //! theirs ([`ownership`]): it is fetched and its `.authorized_keys` read before an invite is spent and before anything is remembered.
 
+use tokio::sync::Semaphore;
+
 use super::{Fetched, Notice, Settings, bring};
 use crate::{
     agent::{
@@ -26,6 +28,9 @@ use crate::{
     },
     state::{Change, Invite, Plant, Secret, State, Upstream},
 };
+
+/// How many first fetches may be under way at once; more wait.
+static PLANTINGS: Semaphore = Semaphore::const_new(2);
 
 /// Who plants what, with which invite code.
 pub struct Planting {
@@ -60,7 +65,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let wanted = self.wanted(&planting.uri.namespace(), &planting.remote, planting.lent.clone());
         let shared = self.shared.clone();
         tokio::spawn(async move {
+            // It is never closed. Who may plant something is not yet known, and has no more than some of the turns.
+            let turn = PLANTINGS.acquire().await;
             let fetched = bring(&shared, &wanted).await;
+            drop(turn);
             // The loop being gone means that the agent stops.
             drop(shared.events.send(Event::Remote(Notice::Tried(Box::new(planting), fetched, answer))).await);
         });
@@ -73,7 +81,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return Err(Refusal::Invalid(format!("{uri} is a repository of this host")));
         };
         let planting = Planting { who: principal, source, uri, remote, code, line, lent: None };
-        self.may_plant(&planting)?;
+        if let Some(invite) = self.may_plant(&planting)? {
+            self.guesses.attempt(&invite, now())?;
+        }
         Ok(planting)
     }
 
@@ -115,6 +125,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             };
             return Err(Refusal::Invalid(format!("{uri} {why} (namespace {})", uri.namespace())));
         }
+        if let Principal::Key(key) = &planting.who {
+            self.is_no_heir(&planting.who, uri, key)?;
+        }
         if planting.who == Principal::Operator && planting.code.is_empty() {
             return Ok(None);
         }
@@ -143,18 +156,23 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let secret = new_secret().map_err(|error| Refusal::Failed(format!("no randomness: {error}")))?;
         let name = namespace.as_str().parse().map_err(invalid)?;
         let repository = Repository::new(name, by.clone(), now());
-        let upstream = Upstream { repository, secret: secret.clone(), branch: None, seen: None, host_key: None };
+        let upstream =
+            Upstream { repository, secret: secret.clone(), branch: None, seen: None, host_key: fetched.found.host_key.clone() };
         let plant = Plant { uri: uri.clone(), namespace: namespace.clone(), hash: uri.hash(), by, at: now() };
         let Settings { credentials, every, .. } = self.shared.settings.remotes.clone();
         // A token of an earlier life of this plant was given for another's sake.
         credentials.forget(&namespace)?;
         let mut batch = vec![Change::Plant(namespace.clone(), Some(plant)), Change::Upstream(namespace.clone(), Some(upstream))];
         batch.extend(invite.map(|invite| Change::Invite(invite.id.clone(), Some(invite))));
-        self.commit(batch).await?;
-        tracing::info!(%namespace, flake = %uri, "planted");
-        if let Some(lent) = lent {
-            credentials.adopt(&lent, &namespace)?;
+        // First: whoever is killed in between plants once more, and finds nothing that the plant lacks.
+        if let Some(lent) = &lent {
+            credentials.adopt(lent, &namespace)?;
         }
+        if let Err(refusal) = self.commit(batch).await {
+            credentials.forget(&namespace)?;
+            return Err(refusal);
+        }
+        tracing::info!(%namespace, flake = %uri, "planted");
         let job = self.jobs.create(namespace.clone());
         self.take_up(&namespace, fetched, Some(job.clone())).await;
         self.fetch_in(&namespace, every);
