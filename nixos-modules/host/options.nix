@@ -378,6 +378,13 @@ in
       '';
     };
 
+    rollout.drainTime =
+      seconds 30 3600 60
+        ''
+          Seconds that the version before of an instance that rolls goes on once the new one serves, for those that are connected to it or
+          were told its address. Names are told for 30 seconds, so it is no less. ${restartsAgent}
+        '';
+
     ingress.enable = mkOption {
       type = types.bool;
       default = false;

@@ -78,6 +78,7 @@ in
         per_namespace_week = cfg.acme.perNamespaceWeek;
       };
       ingress.enable = mkDefault cfg.ingress.enable;
+      rollout.drain_secs = mkDefault cfg.rollout.drainTime;
       paths = mapAttrs (_: mkDefault) {
         run = "/run/seed";
         seed = "${programs}/seed";

@@ -103,6 +103,7 @@ in
       perNamespaceWeek = 100000;
     };
     ingress.enable = true;
+    rollout.drainTime = 3600;
     settings.paths = {
       run = "/run/other";
       seed = "/opt/seed";
