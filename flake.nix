@@ -81,6 +81,19 @@
             pkgs.iproute2
             pkgs.nftables
             pkgs.strace
+            pkgs.dbus
+            pkgs.swtpm
+            pkgs.tpm2-tools
+            pkgs.pebble
+            pkgs.lego
+            pkgs.certbot
+            pkgs.caddy
+            pkgs.openssl
+            pkgs.curl
+            pkgs.haproxy
+            pkgs.dnsutils
+            pkgs.knot-dns
+            pkgs.unbound
           ];
           # So that the tests of the modules find what they evaluate.
           NIXPKGS = nixpkgs;
