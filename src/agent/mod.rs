@@ -214,6 +214,11 @@ impl Handle {
         reply.await.map_err(|_| gone())?
     }
 
+    /// The same, of a question that is answered with a text.
+    pub async fn text(&self, request: Request) -> Result<String, Refusal> {
+        self.ask(request).await?.text()
+    }
+
     /// Ends the loop.
     pub async fn quit(&self) {
         // Nobody there any more means that it has ended.

@@ -52,6 +52,16 @@ pub enum Reply {
     Nothing,
 }
 
+impl Reply {
+    /// The text that a question of its kind is answered with.
+    pub fn text(self) -> Result<String, Refusal> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::Pipe(_) | Self::Way(..) | Self::Nothing => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
+        }
+    }
+}
+
 pub type Answer = oneshot::Sender<Result<Reply, Refusal>>;
 
 /// The text of a refusal, without its kind.

@@ -116,6 +116,14 @@ async fn what_no_ssh_would_send_is_answered_and_reaches_nothing() {
         let (_, err, code, _) = ended(&mut channel).await;
         assert!(code.is_some_and(|code| code != 0) && !err.is_empty(), "{:?}: {code:?} {err}", String::from_utf8_lossy(line));
     }
+    // More than a packet of SSH may be: it is hung up on, and others go on.
+    for line in [vec![b'x'; 1 << 20], [&b"exec web -- "[..], &vec![b'y'; 1 << 20]].concat()] {
+        let session = connect(&world, ann.clone()).await;
+        let mut channel = session.channel_open_session().await.unwrap();
+        drop(channel.exec(true, line).await);
+        let (out, _, code, _) = ended(&mut channel).await;
+        assert!(code != Some(0) && out.is_empty(), "{code:?} {out}");
+    }
     assert!(!evil.exists() && !Path::new("/evil").exists());
     assert!(!world.doors.as_ref().unwrap().is_finished(), "the doors are still open");
 

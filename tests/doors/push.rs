@@ -100,6 +100,28 @@ async fn push_options_choose_what_happens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn push_options_reach_no_shell_and_those_that_are_none_are_refused() {
+    let world = World::new().await;
+    world.project("p").await;
+    world.agent.told().planted.push("my-app".into());
+    let evil = world.path("evil").display().to_string();
+    let touch = format!("touch {evil}");
+    for (n, mark) in
+        [";", "|", "&", "`", "$(", "\"", "'", "\\", ">", "\x1b[2J", "--upload-pack=", "-c core.pager="].iter().enumerate()
+    {
+        world.commit("p", "b", n.to_string().as_bytes()).await;
+        for option in [format!("plan{mark}{touch}"), format!("{mark}{touch}{mark}"), format!("mode={mark}{touch})")] {
+            let ran = world.git("ann", "p", &["push", "-o", &option, "silo", "main"]).await;
+            assert_ne!(ran.code, 0, "{option}: {ran:?}");
+            ran.err_has("push option");
+            assert!(!ran.err.contains('\x1b'), "{ran:?}");
+        }
+    }
+    assert!(world.agent.told().pushes.is_empty() && !std::path::Path::new(&evil).exists());
+    world.git("ann", "p", &["push", "silo", "main"]).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hanging_up_stops_no_deploy() {
     let world = World::new().await;
     world.project("p").await;

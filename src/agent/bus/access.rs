@@ -6,11 +6,7 @@ use zbus::message::Header;
 
 use super::Callers;
 use crate::{
-    agent::{
-        Handle,
-        access::Question,
-        request::{Reply, Request},
-    },
+    agent::{Handle, access::Question, request::Request},
     bus::Refusal,
 };
 
@@ -22,12 +18,7 @@ pub struct AccessFace {
 
 impl AccessFace {
     async fn text(&self, question: Question) -> Result<String, Refusal> {
-        match self.handle.ask(Request::Access(question)).await? {
-            Reply::Text(text) => Ok(text),
-            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
-                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
-            }
-        }
+        self.handle.text(Request::Access(question)).await
     }
 
     async fn done(&self, question: Question) -> Result<(), Refusal> {

@@ -25,13 +25,6 @@ impl AcmeFace {
         self.callers.check(header, connection, "anybody").await?;
         self.handle.ask(Request::Acme(request)).await
     }
-
-    fn text(reply: Reply) -> Result<String, Refusal> {
-        match reply {
-            Reply::Text(text) => Ok(text),
-            _ => Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned())),
-        }
-    }
 }
 
 #[zbus::interface(name = "farm.loom.Seed1.Acme")]
@@ -43,7 +36,7 @@ impl AcmeFace {
         address: String,
         question: String,
     ) -> Result<String, Refusal> {
-        Self::text(self.request(&header, connection, acme::Request::Ask { address, question }).await?)
+        self.request(&header, connection, acme::Request::Ask { address, question }).await?.text()
     }
 
     async fn own(
@@ -52,7 +45,7 @@ impl AcmeFace {
         #[zbus(connection)] connection: &zbus::Connection,
         asked: String,
     ) -> Result<String, Refusal> {
-        Self::text(self.request(&header, connection, acme::Request::Own { asked }).await?)
+        self.request(&header, connection, acme::Request::Own { asked }).await?.text()
     }
 
     async fn work(
@@ -60,7 +53,7 @@ impl AcmeFace {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &zbus::Connection,
     ) -> Result<String, Refusal> {
-        Self::text(self.request(&header, connection, acme::Request::Work).await?)
+        self.request(&header, connection, acme::Request::Work).await?.text()
     }
 
     async fn report(
@@ -76,6 +69,6 @@ impl AcmeFace {
     #[zbus(property(emits_changed_signal = "false"))]
     async fn certificate(&self) -> zbus::fdo::Result<String> {
         let reply = self.handle.ask(Request::Acme(acme::Request::Certificate)).await;
-        reply.and_then(Self::text).map_err(|refusal| zbus::fdo::Error::Failed(refusal.to_string()))
+        reply.and_then(Reply::text).map_err(|refusal| zbus::fdo::Error::Failed(refusal.to_string()))
     }
 }

@@ -6,11 +6,7 @@ use zbus::{message::Header, object_server::SignalEmitter};
 
 use super::Callers;
 use crate::{
-    agent::{
-        Handle,
-        domain::Question,
-        request::{Reply, Request},
-    },
+    agent::{Handle, domain::Question, request::Request},
     bus::{PATH, Refusal},
 };
 
@@ -22,12 +18,7 @@ pub(super) struct DomainFace {
 
 impl DomainFace {
     async fn text(&self, question: Question) -> Result<String, Refusal> {
-        match self.handle.ask(Request::Domain(question)).await? {
-            Reply::Text(text) => Ok(text),
-            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
-                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
-            }
-        }
+        self.handle.text(Request::Domain(question)).await
     }
 }
 

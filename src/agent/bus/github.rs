@@ -23,12 +23,7 @@ pub struct GitHubFace {
 
 impl GitHubFace {
     async fn text(&self, question: Question) -> Result<String, Refusal> {
-        match self.handle.ask(Request::Remote(question)).await? {
-            Reply::Text(text) => Ok(text),
-            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
-                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
-            }
-        }
+        self.handle.text(Request::Remote(question)).await
     }
 
     async fn nothing(&self, question: Question) -> Result<(), Refusal> {

@@ -6,11 +6,7 @@ use zbus::message::Header;
 
 use super::Callers;
 use crate::{
-    agent::{
-        Handle,
-        history::History,
-        request::{Reply, Request},
-    },
+    agent::{Handle, history::History, request::Request},
     bus::Refusal,
 };
 
@@ -22,12 +18,7 @@ pub struct HistoryFace {
 
 impl HistoryFace {
     async fn text(&self, request: History) -> Result<String, Refusal> {
-        match self.handle.ask(Request::History(request)).await? {
-            Reply::Text(text) => Ok(text),
-            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
-                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
-            }
-        }
+        self.handle.text(Request::History(request)).await
     }
 }
 

@@ -52,12 +52,7 @@ impl Face {
     }
 
     async fn text(&self, request: Request) -> Result<String, Refusal> {
-        match self.handle.ask(request).await? {
-            Reply::Text(text) => Ok(text),
-            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
-                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
-            }
-        }
+        self.handle.text(request).await
     }
 
     async fn pipe(&self, request: Request) -> Result<zbus::OwnedFd, Refusal> {
@@ -259,12 +254,7 @@ impl InstanceFace {
         if bus.get_connection_unix_user(sender.clone().into()).await.ok() != Some(0) {
             return Err(Refusal::Denied("only root may ask this".to_owned()));
         }
-        match self.handle.ask(Request::Restart { who: String::new(), instance: self.id.to_string() }).await? {
-            Reply::Text(job) => Ok(job),
-            Reply::Pipe(_) | Reply::Way(..) | Reply::Nothing => {
-                Err(Refusal::Failed("this is a bug in Seed: not a text".to_owned()))
-            }
-        }
+        self.handle.text(Request::Restart { who: String::new(), instance: self.id.to_string() }).await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
