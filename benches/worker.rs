@@ -5,9 +5,12 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{Read, Write},
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -333,7 +336,9 @@ fn vsock(path: &Path) {
         let _copied = std::io::copy(&mut std::io::stdin(), &mut to);
         let _closed = to.shutdown(std::net::Shutdown::Write);
     });
-    let _copied = std::io::copy(&mut guest, &mut std::io::stdout());
+    // Not by way of std's buffer, which waits for the end of a line.
+    let mut out = fs::File::from(std::io::stdout().as_fd().try_clone_to_owned().expect("standard output"));
+    let _copied = std::io::copy(&mut guest, &mut out);
 }
 
 // --- russh with nothing behind it -----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ pub mod host;
 pub mod launch;
 pub mod plan;
 pub mod render;
+pub mod secret_file;
 pub mod serve;
 pub mod spec;
 pub mod state;

@@ -4,8 +4,7 @@
 //! leaves it; a new one would need every guest to boot again.
 
 use std::{
-    io::{ErrorKind, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -18,7 +17,7 @@ use russh::keys::{
     },
 };
 
-use crate::bus::guest::Act;
+use crate::{bus::guest::Act, secret_file};
 
 /// How long a certificate can be used to get inside; who is inside stays.
 const LIVES: u64 = 5 * 60;
@@ -56,7 +55,7 @@ impl Authority {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let made = Self::new()?;
                 let text = made.0.to_openssh(LineEnding::LF).map_err(failed("write"))?;
-                write(path, text.as_bytes()).map_err(file("write"))?;
+                secret_file::write(path, text.as_bytes()).map_err(file("write"))?;
                 tracing::info!(path = %path.display(), "made the key that opens guests");
                 Ok(made)
             }
@@ -86,22 +85,6 @@ impl Authority {
         };
         sign().map_err(failed("sign with"))
     }
-}
-
-/// Written whole and synced before it gets its name.
-fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(folder)?;
-    let new = path.with_extension("new");
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    std::fs::File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

@@ -5,9 +5,8 @@
 //! interrupted one is removed at the next. `plant-….key` waits for its public half to be added to the repository.
 
 use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -19,6 +18,7 @@ use super::chain;
 use crate::{
     build::fetch::Credential,
     bus::Refusal,
+    secret_file,
     spec::name::{FlakeUri, Namespace},
     state::Secret,
 };
@@ -185,14 +185,7 @@ fn public(key: &PrivateKey) -> String {
 
 fn write(folder: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let new = path.with_extension("new");
-    // What an interrupted write left behind; if it is not there, all the better.
-    drop(fs::remove_file(&new));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    fs::File::open(folder)?.sync_all()
+    secret_file::write(path, text)
 }
 
 #[cfg(test)]

@@ -1,15 +1,11 @@
 //! The key by which clients know the SSH door again.
 
-use std::{
-    fs,
-    io::{ErrorKind, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{fs, io::ErrorKind, path::Path};
 
 use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
 
 use super::ServeError;
+use crate::secret_file;
 
 /// Reads the key, or makes one if there is none: written whole and synced before it gets its name. A key that is there but cannot be
 /// read is an error: a new one would look like an attack to every client.
@@ -21,26 +17,12 @@ pub(super) fn load_or_make(path: &Path) -> Result<PrivateKey, ServeError> {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(|error| failed("make", error.into()))?;
             let text = key.to_openssh(LineEnding::LF).map_err(|error| failed("make", error.into()))?;
-            write(path, text.as_bytes()).map_err(|error| failed("write", error.into()))?;
+            secret_file::write(path, text.as_bytes()).map_err(|error| failed("write", error.into()))?;
             tracing::info!(path = %path.display(), "made the host key");
             Ok(key)
         }
         Err(error) => Err(failed("read", error.into())),
     }
-}
-
-/// Writes a secret whole, and syncs it, before it gets its name.
-pub(super) fn write(path: &Path, text: &[u8]) -> std::io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory)?;
-    let new = path.with_extension("new");
-    // What an interrupted start left behind; if it is not there, all the better.
-    drop(fs::remove_file(&new));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    fs::File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

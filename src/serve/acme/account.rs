@@ -5,7 +5,7 @@ use std::{fs, io::ErrorKind};
 use instant_acme::{Account, AccountCredentials, ExternalAccountKey, NewAccount};
 
 use super::{Ca, upstream::account_file};
-use crate::serve::host_key;
+use crate::secret_file;
 
 /// Why there is no account.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +42,7 @@ pub async fn load_or_make(ca: &Ca) -> Result<Account, AccountError> {
             let (account, credentials) =
                 builder.create(&new, ca.directory.clone(), binding.as_ref()).await.map_err(AccountError::Ca)?;
             let text = serde_json::to_vec(&credentials).map_err(|source| AccountError::Broken { path: path.clone(), source })?;
-            host_key::write(&path, &text).map_err(|source| AccountError::File { deed: "write", path: path.clone(), source })?;
+            secret_file::write(&path, &text).map_err(|source| AccountError::File { deed: "write", path: path.clone(), source })?;
             tracing::info!(directory = ca.directory, "made an account at the CA");
             Ok(account)
         }

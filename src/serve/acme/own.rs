@@ -29,7 +29,8 @@ use crate::{
         Refusal,
         acme::{AcmeProxy, Asked, Certificate, Own},
     },
-    serve::{ask, host_key},
+    secret_file,
+    serve::ask,
 };
 
 /// What new connections are answered with; `None`: there is no certificate.
@@ -152,7 +153,7 @@ impl Keeper {
         self.tls.send_replace(Some(configuration(key, &certificate.chain).map_err(|error| super::chain(&error))?));
         used.fingerprint.clone_from(&certificate.fingerprint);
         used.not_after = certificate.not_after;
-        if let Err(error) = host_key::write(&used.file, certificate.chain.as_bytes()) {
+        if let Err(error) = secret_file::write(&used.file, certificate.chain.as_bytes()) {
             tracing::warn!(%error, path = %used.file.display(), "could not keep the certificate of this host");
         }
         let names = self.names.iter().cloned().collect::<Vec<_>>().join(", ");
@@ -194,7 +195,7 @@ fn key(path: &Path) -> Result<KeyPair, OwnError> {
         Ok(text) => KeyPair::from_pem(&text).map_err(|source| OwnError::Broken { path: path.to_owned(), source }),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-            let written = host_key::write(path, key.serialize_pem().as_bytes());
+            let written = secret_file::write(path, key.serialize_pem().as_bytes());
             written.map_err(|source| OwnError::File { deed: "write", path: path.to_owned(), source })?;
             Ok(key)
         }

@@ -16,7 +16,7 @@ use aws_lc_rs::{
 use sha2::{Digest, Sha256};
 
 use super::answer::Set;
-use crate::serve::host_key;
+use crate::secret_file;
 
 /// Signatures are good for this long before they are made, for clocks that are late, and after, in seconds.
 const BEFORE: u64 = 3600;
@@ -84,7 +84,7 @@ impl Signer {
             Err(KeyError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 let failed = |source| KeyError::File { deed: "make", path: path.to_owned(), source };
                 let bytes = Self::generate().ok_or_else(|| failed(std::io::Error::other("the library gave none")))?;
-                host_key::write(path, &bytes).map_err(failed)?;
+                secret_file::write(path, &bytes).map_err(failed)?;
                 tracing::info!(path = %path.display(), "made the key of the zone: `seed dns` shows its DS record for the parent zone");
                 Self::load(path)
             }
