@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 MINUTES ?= 1
-FUZZ_SECONDS ?= 3
+FUZZ_SECONDS ?= 10
 # Tests may unwrap, that is how they fail; and they meet the machine.
 TESTS_MAY := $(addprefix -A clippy::,unwrap_used disallowed_methods disallowed_types print_stdout print_stderr exit)
 
