@@ -331,14 +331,25 @@ fn vsock(path: &Path) {
         line.push(byte[0]);
     }
     let mut to = guest.try_clone().unwrap();
+    // Not std's streams and not its `copy`: they wait for the end of a line, or for a full buffer.
+    let own = |fd: std::os::fd::BorrowedFd<'_>| fs::File::from(fd.try_clone_to_owned().expect("a standard stream"));
+    let (mut input, mut output) = (own(std::io::stdin().as_fd()), own(std::io::stdout().as_fd()));
     std::thread::spawn(move || {
+        pass(&mut input, &mut to);
         // Either end may go first.
-        let _copied = std::io::copy(&mut std::io::stdin(), &mut to);
         let _closed = to.shutdown(std::net::Shutdown::Write);
     });
-    // Not by way of std's buffer, which waits for the end of a line.
-    let mut out = fs::File::from(std::io::stdout().as_fd().try_clone_to_owned().expect("standard output"));
-    let _copied = std::io::copy(&mut guest, &mut out);
+    pass(&mut guest, &mut output);
+}
+
+/// Passes everything on as it comes, to the end of either.
+fn pass(from: &mut impl Read, to: &mut impl Write) {
+    let mut bytes = [0; 16 << 10];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        if to.write_all(&bytes[..count]).is_err() {
+            return;
+        }
+    }
 }
 
 // --- russh with nothing behind it -----------------------------------------------------------------------------------------------
