@@ -59,15 +59,13 @@ pub enum Question {
         account: String,
         id: String,
     },
-    /// `csr` is DER in base64url; `key` the hash of its public key, `names` its names, as the door read them; `quiet` the seconds for
-    /// which the CA wants to be left alone.
+    /// `csr` is DER in base64url; `key` the hash of its public key, `names` its names, as the door read them.
     Finalize {
         account: String,
         id: String,
         csr: String,
         key: String,
         names: BTreeSet<String>,
-        quiet: Option<u64>,
     },
     Certificate {
         account: String,
@@ -106,8 +104,6 @@ pub struct Asked {
     pub key: String,
     /// Its names, which must be those that the agent holds for this host's.
     pub names: BTreeSet<String>,
-    /// The seconds for which the CA wants to be left alone.
-    pub quiet: Option<u64>,
 }
 
 /// What there is.

@@ -39,7 +39,7 @@ impl Default for Dns {
     }
 }
 
-pub(super) fn read(reader: &mut Reader<'_>) -> Dns {
+pub(super) fn read(reader: &mut Reader<'_>, domain: &Domain) -> Dns {
     let base = Dns::default();
     let dns = Dns {
         nameservers: reader.list("dns", "nameservers", name_server),
@@ -51,6 +51,10 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Dns {
             .parsed("dns", "transfer_key", None, |text| if text.is_empty() { Ok(None) } else { directory(text).map(Some) }),
         dnssec: reader.flag("dns", "dnssec", base.dnssec),
     };
+    if let Some(inside) = dns.nameservers.iter().find(|name| is_within(name, domain)) {
+        let what = format!("names {inside}, which is in the zone itself, where it has no address: take a name outside of {domain}");
+        reader.demand("dns", "nameservers", &what);
+    }
     if !dns.secondaries.is_empty() && dns.transfer_key.is_none() {
         let what = "is missing, and there are secondaries: write the path of a file with hmac-sha256:NAME:SECRET, readable by seed";
         reader.demand("dns", "transfer_key", what);
@@ -61,6 +65,10 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Dns {
         reader.demand("dns", "dnssec", what);
     }
     dns
+}
+
+fn is_within(name: &str, domain: &Domain) -> bool {
+    name.strip_suffix(domain.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn name_server(text: &str) -> Result<String, String> {
@@ -101,6 +109,15 @@ mod tests {
         assert!(problems(&[servers])[0].contains("dns.transfer_key: is missing"));
         assert!(problems(&[servers, key, "dnssec = true"])[0].contains("cannot stand together"));
         assert!(problems(&["dnssec = \"yes\""])[0].contains("is a text: write true or false"));
+    }
+
+    #[test]
+    fn a_name_server_in_the_zone_would_have_no_address() {
+        for inside in ["ns2.seed.example", "NS2.Seed.Example.", "a.b.seed.example", "seed.example"] {
+            let said = problems(&[&format!("nameservers = [\"ns.example.net\", \"{inside}\"]")]);
+            assert!(said.len() == 1 && said[0].contains("in the zone itself"), "{inside}: {said:?}");
+        }
+        assert_eq!(problems(&["nameservers = [\"ns.otherseed.example\"]"]), [""; 0]);
     }
 
     #[test]

@@ -421,7 +421,7 @@ fn read(reader: &mut Reader<'_>) -> Config {
     }
     Config {
         network,
-        dns: dns::read(reader),
+        dns: dns::read(reader, &base.domain),
         hypervisor: Hypervisor {
             kind,
             acceleration,

@@ -26,6 +26,11 @@ const BURST: usize = 240;
 /// In three hours, of one namespace.
 const BURST_OF_ONE: usize = 24;
 
+/// How long the CA is left alone by whom it told that they ask too much.
+const QUIET: u64 = HOUR;
+/// By all, once it has told so many namespaces: some of its limits are for names and domains, which somebody may have used up elsewhere.
+const QUIET_FOR_ALL: usize = 3;
+
 /// What the operator allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -64,6 +69,7 @@ pub fn check(ledger: &Ledger, holder: &Holder, names: &BTreeSet<String>, limits:
             format!("{SAME} certificates for {} were asked for in 7 days: keep the key and certificate over restarts", shown());
         Problem::limited(what, wait)
     })?;
+    quiet(ledger, holder, now).map_err(|wait| Problem::limited("the CA wants this host to wait", wait))?;
     let failed = ledger.orders.values().filter_map(|order| match &order.stage {
         Stage::Invalid(at, _) if order.begun.is_some() && !order.names.is_disjoint(names) => Some(*at),
         _ => None,
@@ -88,6 +94,18 @@ pub fn check(ledger: &Ledger, holder: &Holder, names: &BTreeSet<String>, limits:
     full(&mine, most, WEEK, now)
         .map_err(|wait| Problem::limited(format!("this namespace had {most} certificates for new names in 7 days"), wait))?;
     full(&all, shared(limits.per_week, &mine), WEEK, now).map_err(|wait| Problem::limited(everybody, wait))
+}
+
+/// Whether the CA has said within the hour that `holder` asks too much, or all do; and until when.
+fn quiet(ledger: &Ledger, holder: &Holder, now: u64) -> Result<(), u64> {
+    let told = ledger.orders.values().filter_map(|order| match &order.stage {
+        Stage::Invalid(at, problem) if problem.kind == "rateLimited" && *at + QUIET > now => Some((order.holder.namespace(), *at)),
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
+    let all = told.iter().map(|(namespace, _)| namespace).collect::<BTreeSet<_>>().len() >= QUIET_FOR_ALL;
+    let last = told.iter().filter(|(namespace, _)| all || *namespace == holder.namespace()).map(|(_, at)| *at).max();
+    last.map_or(Ok(()), |at| Err((at + QUIET).saturating_sub(now)))
 }
 
 fn shares<'a>(begun: impl Iterator<Item = (u64, &'a Order)>, own: impl Fn(&Order) -> bool) -> (Vec<u64>, Vec<u64>) {
@@ -176,6 +194,27 @@ mod tests {
             order(&mut ledger, &web, NOW - 2 * WEEK, Stage::Invalid(NOW - minute * 60, problem));
         }
         assert_eq!(ask(&ledger, &web), Err(HOUR - 4 * 60));
+    }
+
+    #[test]
+    fn whom_the_ca_told_to_wait_does_and_all_do_once_many_were_told() {
+        let limited = |at| Stage::Invalid(at, Problem::new(429, "rateLimited", ""));
+        let host = |ledger: &Ledger| {
+            let names = names_of_host(&"seed.example".parse().unwrap());
+            check(ledger, &Holder::Host, &names, Limits::default(), NOW).map_err(|problem| problem.retry_after.unwrap())
+        };
+        let mut ledger = Ledger::default();
+        for (told, minute) in [(0, 1), (0, 2), (1, 30)] {
+            order(&mut ledger, &instance(told, "web"), NOW - HOUR, limited(NOW - minute * 60));
+        }
+        assert_eq!(ask(&ledger, &instance(0, "api")), Err(HOUR - 60));
+        assert_eq!(ask(&ledger, &instance(1, "api")), Err(HOUR - 30 * 60));
+        assert_eq!((ask(&ledger, &instance(2, "web")), host(&ledger)), (Ok(()), Ok(())), "others are not kept from theirs");
+        order(&mut ledger, &instance(3, "web"), NOW - HOUR, limited(NOW - 3 * 60));
+        assert_eq!((ask(&ledger, &instance(2, "web")), host(&ledger)), (Err(HOUR - 60), Err(HOUR - 60)));
+        let mut ledger = Ledger::default();
+        order(&mut ledger, &instance(0, "web"), NOW - 2 * HOUR, limited(NOW - HOUR));
+        assert_eq!(ask(&ledger, &instance(0, "api")), Ok(()));
     }
 
     #[test]

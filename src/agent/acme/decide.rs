@@ -70,9 +70,9 @@ impl Case<'_> {
             }
             Question::NewOrder { account, names, replaces } => self.new_order(&account, names, replaces),
             Question::Order { account, id } => Ok((Told::Order(self.order(&account, &id)?.clone()), Batch::new())),
-            Question::Finalize { account, id, csr, key, names, quiet } => {
+            Question::Finalize { account, id, csr, key, names } => {
                 let work = Work { csr, key, upstream: None, challenges: BTreeMap::new() };
-                self.finalize(&account, &id, work, &names, quiet)
+                self.finalize(&account, &id, work, &names)
             }
             Question::Certificate { account, id } => {
                 self.account(&account)?;
@@ -184,7 +184,7 @@ impl Case<'_> {
         found.ok_or_else(|| Problem::new(404, "malformed", "this account has no such order, or it has expired: order again"))
     }
 
-    fn finalize(&self, account: &str, id: &str, asked: Work, names: &BTreeSet<String>, quiet: Option<u64>) -> Answer {
+    fn finalize(&self, account: &str, id: &str, asked: Work, names: &BTreeSet<String>) -> Answer {
         let mut order = self.order(account, id)?.clone();
         match &order.stage {
             Stage::Ready => {}
@@ -208,9 +208,6 @@ impl Case<'_> {
         if let Some(known) = self.ledger.certificates.values().filter(fits).max_by_key(|known| known.not_after) {
             order.stage = Stage::Valid(known.id.clone());
         } else {
-            if let Some(secs) = quiet {
-                return Err(Problem::limited("the CA wants this host to wait", secs));
-            }
             budget::check(self.ledger, &Holder::Instance(self.instance.clone()), names, self.limits, self.now)?;
             order.begun = Some(self.now);
             order.renewal = budget::is_renewal(self.ledger, names);

@@ -49,10 +49,7 @@ pub fn answer(
         let problem = Problem::new(403, "rejectedIdentifier", "the host has another key or other names now");
         batch.push(Change::AcmeOrder(order.id.clone(), Some(Order { stage: Stage::Invalid(now, problem), ..order.clone() })));
     }
-    let may = match asked.quiet {
-        Some(secs) => Err(Problem::limited("the CA wants this host to wait", secs)),
-        None => patience(ledger, names, now).and_then(|()| budget::check(ledger, &Holder::Host, names, limits, now)),
-    };
+    let may = patience(ledger, names, now).and_then(|()| budget::check(ledger, &Holder::Host, names, limits, now));
     if let Err(problem) = may {
         own.problem = Some(problem);
         return Ok((own, batch));
@@ -135,7 +132,7 @@ mod tests {
     }
 
     fn asked(key: &str) -> Asked {
-        Asked { csr: format!("csr of {key}"), key: key.into(), names: names(), quiet: None }
+        Asked { csr: format!("csr of {key}"), key: key.into(), names: names() }
     }
 
     impl Book {
@@ -228,8 +225,6 @@ mod tests {
         }
         let doubled = |n: u32| (PAUSE << n).min(LONGEST_PAUSE);
         assert_eq!(waits, (0..10).map(doubled).collect::<Vec<_>>());
-        let quiet = book.ask(Asked { quiet: Some(77), ..asked("one") });
-        assert_eq!((quiet.order, quiet.problem.unwrap().retry_after), (None, Some(77)));
         let order = book.ask(asked("one")).order.unwrap();
         book.issued(&order);
         assert!(book.ask(asked("one")).certificate.is_some());

@@ -82,7 +82,7 @@ impl Siege {
         let question = Question::NewOrder { account: account.clone(), names: own.clone(), replaces: None };
         let Told::Order(order) = self.ask(from, question)? else { panic!("an order") };
         let (id, csr) = (order.id, format!("csr of {key}"));
-        let question = Question::Finalize { account, id: id.clone(), csr, key: key.into(), names: own.clone(), quiet: None };
+        let question = Question::Finalize { account, id: id.clone(), csr, key: key.into(), names: own.clone() };
         let Told::Order(order) = self.ask(from, question)? else { panic!("an order") };
         if order.begun != Some(self.now) || !matches!(order.stage, Stage::Working(_)) {
             return Ok(None);

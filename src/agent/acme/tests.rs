@@ -68,9 +68,9 @@ impl Book {
         let Told::Order(order) = self.ask(question).unwrap() else { panic!("an order") };
         order
     }
-    fn finalize(&mut self, account: &str, order: &Order, key: &str, quiet: Option<u64>) -> Result<Order, Problem> {
+    fn finalize(&mut self, account: &str, order: &Order, key: &str) -> Result<Order, Problem> {
         let (csr, names) = (format!("csr of {key}"), self.names());
-        let question = Question::Finalize { account: account.into(), id: order.id.clone(), csr, key: key.into(), names, quiet };
+        let question = Question::Finalize { account: account.into(), id: order.id.clone(), csr, key: key.into(), names };
         match self.ask(question)? {
             Told::Order(order) => Ok(order),
             other => panic!("{other:?}"),
@@ -100,19 +100,28 @@ fn the_same_names_and_key_get_the_same_certificate_until_it_is_due() {
     let mut book = Book::new();
     let account = book.account("k");
     let first = book.order(&account);
-    let working = book.finalize(&account, &first, "key", None).unwrap();
+    let working = book.finalize(&account, &first, "key").unwrap();
     assert!(matches!(working.stage, Stage::Working(_)) && working.begun == Some(book.now) && !working.renewal);
-    assert_eq!(book.finalize(&account, &first, "key", None).unwrap(), working, "asked again, nothing is spent");
+    assert_eq!(book.finalize(&account, &first, "key").unwrap(), working, "asked again, nothing is spent");
     book.issued(&first);
 
     // Another account of the same instance: a guest that kept its key and nothing else.
     let other = book.account("k2");
     let second = book.order(&other);
-    let kept = book.finalize(&other, &second, "key", Some(3600)).unwrap();
+    // The CA has told this namespace to wait.
+    let refused = Order {
+        id: "refused".into(),
+        names: names_of(&"s-aaaaaaaaaaaa/api".parse().unwrap(), &"seed.example".parse().unwrap()),
+        stage: Stage::Invalid(book.now, Problem::limited("x", 3600)),
+        ..first.clone()
+    };
+    book.memory.apply(Change::AcmeOrder(refused.id.clone(), Some(refused)));
+    let kept = book.finalize(&other, &second, "key").unwrap();
     assert_eq!((&kept.stage, kept.begun), (&Stage::Valid(first.id.clone()), None), "even when the CA wants to be left alone");
     let third = book.order(&other);
-    let limited = book.finalize(&other, &third, "new key", Some(3600)).unwrap_err();
+    let limited = book.finalize(&other, &third, "new key").unwrap_err();
     assert_eq!((limited.kind.as_str(), limited.retry_after), ("rateLimited", Some(3600)));
+    book.memory.apply(Change::AcmeOrder("refused".into(), None));
 
     // Two thirds of its life later; or when the CA says so; or when it was revoked.
     for change in 0..3 {
@@ -127,7 +136,7 @@ fn the_same_names_and_key_get_the_same_certificate_until_it_is_due() {
         }
         book.ids = 100;
         let fourth = book.order(&other);
-        let again = book.finalize(&other, &fourth, "key", None).unwrap();
+        let again = book.finalize(&other, &fourth, "key").unwrap();
         assert!(matches!(again.stage, Stage::Working(_)) && again.renewal, "{change}");
     }
 }
@@ -144,12 +153,12 @@ fn an_instance_leaves_only_so_much_behind() {
     assert_eq!(book.ledger().accounts.len(), 16, "the oldest go");
     assert!(!book.ledger().accounts.contains_key(&accounts[0]) && book.ledger().accounts.contains_key(&accounts[39]));
     let (account, issued) = (accounts[39].clone(), book.order(&accounts[39]));
-    book.finalize(&account, &issued, "key", None).unwrap();
+    book.finalize(&account, &issued, "key").unwrap();
     book.issued(&issued);
     for _ in 0..100 {
         book.now += 1;
         let order = book.order(&account);
-        book.finalize(&account, &order, "key", None).unwrap();
+        book.finalize(&account, &order, "key").unwrap();
     }
     assert!(book.ledger().orders.len() <= 33, "{}", book.ledger().orders.len());
     assert!(book.ledger().orders[&issued.id].begun.is_some(), "what was spent is kept");
@@ -168,7 +177,7 @@ fn a_report_is_about_what_is_under_way_and_shows_only_its_own_names() {
     let order = book.order(&account);
     let id = || order.id.clone();
     assert!(book.report(Report::Begun { order: id(), upstream: "u".into() }).is_err(), "nobody has finalized it");
-    book.finalize(&account, &order, "key", None).unwrap();
+    book.finalize(&account, &order, "key").unwrap();
     book.report(Report::Begun { order: id(), upstream: "u".into() }).unwrap();
     let challenge = |name: &str, value: &str| Report::Challenge { order: id(), name: name.into(), value: value.into() };
     let value = "x".repeat(43);
@@ -198,7 +207,7 @@ fn documents_survive_being_written() {
     let mut book = Book::new();
     let account = book.account("k");
     let order = book.order(&account);
-    book.finalize(&account, &order, "key", None).unwrap();
+    book.finalize(&account, &order, "key").unwrap();
     book.issued(&order);
     let open = book.order(&account);
     let ledger = book.ledger();

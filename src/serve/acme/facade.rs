@@ -302,14 +302,8 @@ impl Facade {
         let der = der.map_err(|_| Problem::new(400, "badCSR", "the CSR is no base64url"))?;
         let csr = Csr::parse(&der, &Key::from_canonical(&account.key)?)?;
         let issuer = self.need_issuer()?;
-        let question = Question::Finalize {
-            account: account.id.clone(),
-            id: id.to_owned(),
-            csr: asked.csr,
-            key: csr.key,
-            names: csr.names,
-            quiet: issuer.quiet(),
-        };
+        let question =
+            Question::Finalize { account: account.id.clone(), id: id.to_owned(), csr: asked.csr, key: csr.key, names: csr.names };
         let Told::Order(mut order) = self.ask(call.client, &question).await? else { return Err(bug()) };
         if matches!(order.stage, Stage::Working(_)) {
             issuer.pursue(order);

@@ -111,7 +111,7 @@ impl Keeper {
         let failed = |why: String| (why, self.look.min(Duration::from_secs(60)));
         let (csr, hash) = csr::own(key, &self.names).map_err(|error| failed(super::chain(&OwnError::from(error))))?;
         let csr = BASE64_URL_SAFE_NO_PAD.encode(csr);
-        let asked = Asked { csr, key: hash.clone(), names: self.names.clone(), quiet: issuer.quiet() };
+        let asked = Asked { csr, key: hash.clone(), names: self.names.clone() };
         let asked = serde_json::to_string(&asked).expect("plain data is JSON");
         let own = match ask::document::<Own>(self.agent.own(&asked)).await {
             Ok(own) => own,

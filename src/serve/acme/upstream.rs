@@ -51,7 +51,6 @@ pub struct Issuer {
     running: Mutex<BTreeMap<String, watch::Receiver<()>>>,
     slots: Semaphore,
     slots_of: Mutex<BTreeMap<String, Arc<Semaphore>>>,
-    quiet_until: Mutex<Option<Instant>>,
     /// When the CA was last asked about a certificate's renewal.
     windows: Mutex<BTreeMap<String, Instant>>,
 }
@@ -87,7 +86,6 @@ impl Issuer {
             running: Mutex::default(),
             slots: Semaphore::new(AT_ONCE),
             slots_of: Mutex::default(),
-            quiet_until: Mutex::default(),
             windows: Mutex::default(),
         })
     }
@@ -144,12 +142,6 @@ impl Issuer {
     /// Refuses an order for names of which the CA would find no proof here.
     pub async fn led_here(&self, order: &Order) -> Result<(), Problem> {
         alias::led_here(&self.names, order).await
-    }
-
-    /// For how many more seconds the CA wants to be left alone.
-    pub fn quiet(&self) -> Option<u64> {
-        let until = *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.and_then(|until| until.checked_duration_since(Instant::now())).map(|left| left.as_secs() + 1)
     }
 
     async fn work(&self, mut order: Order) {
@@ -433,8 +425,8 @@ impl Issuer {
         let Error::Api(problem) = error else { return Trouble::Passing(crate::serve::acme::chain(&error)) };
         let passing = ["badNonce", "serverInternal", "accountDoesNotExist", "orderNotReady"];
         if is(&problem, "rateLimited") {
-            *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + QUIET);
-            tracing::error!(%problem, "the CA says that this host asks too much: it is left alone for an hour");
+            // The agent remembers it with the order, and who else is to wait.
+            tracing::error!(%problem, "the CA says that too much was asked of it");
             let detail = "the CA wants this host to wait".to_owned();
             return Trouble::Final(Problem::limited(detail, QUIET.as_secs()));
         }
