@@ -24,13 +24,13 @@ async fn list(world: &World, who: &str) -> Vec<DomainStatus> {
     serde_json::from_str::<DomainList>(&text).unwrap().domains
 }
 
-async fn add(world: &World, who: &str, instance: &str, name: &str) -> Result<DomainStatus, Refusal> {
+pub async fn add(world: &World, who: &str, instance: &str, name: &str) -> Result<DomainStatus, Refusal> {
     let question = Question::Add { who: who.into(), instance: instance.into(), name: name.into() };
     let text = world.text(Request::Domain(question)).await?;
     Ok(serde_json::from_str::<DomainList>(&text).unwrap().domains.remove(0))
 }
 
-async fn remove(world: &World, who: &str, name: &str) -> Result<(), Refusal> {
+pub async fn remove(world: &World, who: &str, name: &str) -> Result<(), Refusal> {
     world.handle.ask(Request::Domain(Question::Remove { who: who.into(), name: name.into() })).await.map(drop)
 }
 
@@ -39,7 +39,7 @@ async fn due(world: &World) -> Due {
 }
 
 /// The doors saw this CNAME of a name, or none, and no TXT record.
-async fn see(world: &World, name: &str, cname: Option<&str>) {
+pub async fn see(world: &World, name: &str, cname: Option<&str>) {
     let cname = cname.map_or(Looked::Nothing, |target| Looked::Found(vec![target.to_owned()]));
     let sight = Sight { cname, txt: Looked::Nothing, acme: Looked::Nothing };
     let report = serde_json::to_string(&Seen { name: name.into(), turn: due(world).await.turn, sight }).unwrap();

@@ -9,13 +9,19 @@ use seed::{
 };
 use serde_json::json;
 
-use crate::world::{World, ann, id};
+use crate::{
+    domain,
+    world::{World, ann, id},
+};
 
 /// What HAProxy has for `web` of `app` in a map.
 fn line(world: &World, map: Map) -> Option<String> {
-    let name = format!("web.{}.seed.example", id("app", "web").namespace);
+    line_of(world, map, &format!("web.{}.seed.example", id("app", "web").namespace))
+}
+
+fn line_of(world: &World, map: Map, name: &str) -> Option<String> {
     let running = world.sim.look().ingress.running?;
-    let mut lines = running.maps[&map].iter().filter(|(key, _)| *key == name);
+    let mut lines = running.maps[&map].iter().filter(|(key, _)| key == name);
     let found = lines.next().map(|(_, value)| value.clone());
     assert!(lines.next().is_none(), "a name is there twice");
     found
@@ -73,6 +79,35 @@ async fn a_name_leads_to_its_instance_exactly_while_that_is_ready() {
     world.table.set("api", "two", json!({}));
     assert_eq!(world.push("app").await.0, Outcome::Done);
     world.until("its name is gone", |world| Map::ALL.iter().all(|map| line(world, *map).is_none())).await;
+}
+
+#[tokio::test]
+async fn a_name_of_a_tenants_own_leads_to_its_instance_exactly_while_it_is_proven() {
+    const WWW: &str = "www.example.com";
+    let world = world().await;
+    world.planted("app").await;
+    settles(&world, None).await;
+    let fqdn = format!("web.{}.seed.example", id("app", "web").namespace);
+    domain::add(&world, ann().as_str(), "web", WWW).await.unwrap();
+    domain::see(&world, WWW, None).await;
+    assert_eq!(line_of(&world, Map::Http, WWW), None, "a claim alone leads nowhere");
+    domain::see(&world, WWW, Some(&fqdn)).await;
+    let there = |world: &World| {
+        [Map::Http, Map::Https]
+            .iter()
+            .all(|map| line_of(world, *map, WWW).is_some() && line_of(world, *map, WWW) == line(world, *map))
+    };
+    world.until("it leads to web", there).await;
+    // It goes where its instance goes.
+    let job = world.text(act("stop")).await.unwrap();
+    assert_eq!(world.follow(&job).await.0, Outcome::Done);
+    world.until("it says stopped", |world| line_of(world, Map::Away, WWW).as_deref() == Some("stopped")).await;
+    let job = world.text(act("start")).await.unwrap();
+    assert_eq!(world.follow(&job).await.0, Outcome::Done);
+    world.until("it leads to web again", there).await;
+    domain::remove(&world, ann().as_str(), WWW).await.unwrap();
+    world.until("it is gone", |world| Map::ALL.iter().all(|map| line_of(world, *map, WWW).is_none())).await;
+    settles(&world, None).await;
 }
 
 #[tokio::test]

@@ -178,6 +178,56 @@ mod tests {
     }
 
     #[test]
+    fn a_good_signature_of_each_kind_is_good_and_no_other() {
+        use aws_lc_rs::{
+            encoding::AsDer,
+            rand::SystemRandom,
+            rsa::{KeyPair as RsaPair, KeySize},
+            signature::{
+                ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
+                RSA_PKCS1_SHA256,
+            },
+        };
+
+        let (random, message) = (SystemRandom::new(), b"what was signed");
+        let text = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+        let point = |name: &str, public: &[u8]| {
+            let (x, y) = public[1..].split_at((public.len() - 1) / 2);
+            serde_json::json!({ "kty": "EC", "crv": name, "x": text(x), "y": text(y) })
+        };
+        let p256 = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let p384 = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+        let edwards = Ed25519KeyPair::generate().unwrap();
+        let rsa = RsaPair::generate(KeySize::Rsa2048).unwrap();
+        let der: aws_lc_rs::encoding::PublicKeyX509Der<'_> = rsa.public_key().as_der().unwrap();
+        let (_, spki) = <SubjectPublicKeyInfo<'_> as x509_parser::prelude::FromDer<'_, _>>::from_der(der.as_ref()).unwrap();
+        let PublicKey::RSA(parts) = spki.parsed().unwrap() else { panic!("no RSA key") };
+        let modulus = parts.modulus.strip_prefix(&[0]).unwrap_or(parts.modulus);
+        let mut of_rsa = vec![0; rsa.public_modulus_len()];
+        rsa.sign(&RSA_PKCS1_SHA256, &random, message, &mut of_rsa).unwrap();
+        let table = [
+            (Algorithm::Es256, point("P-256", p256.public_key().as_ref()), p256.sign(&random, message).unwrap().as_ref().to_vec()),
+            (Algorithm::Es384, point("P-384", p384.public_key().as_ref()), p384.sign(&random, message).unwrap().as_ref().to_vec()),
+            (Algorithm::Rs256, serde_json::json!({ "kty": "RSA", "n": text(modulus), "e": text(parts.exponent) }), of_rsa),
+            (
+                Algorithm::EdDsa,
+                serde_json::json!({ "kty": "OKP", "crv": "Ed25519", "x": text(edwards.public_key().as_ref()) }),
+                edwards.sign(message).as_ref().to_vec(),
+            ),
+        ];
+        for (algorithm, jwk, mut signature) in table {
+            let key = Key::from_jwk(&jwk).unwrap();
+            assert_eq!(key.verify(algorithm, message, &signature), Ok(()), "{algorithm:?}");
+            for (_, other) in Algorithm::NAMES.iter().filter(|(_, other)| *other != algorithm) {
+                assert!(key.verify(*other, message, &signature).is_err(), "{algorithm:?} as {other:?}");
+            }
+            assert!(key.verify(algorithm, b"what was not", &signature).is_err(), "{algorithm:?}");
+            signature[9] ^= 1;
+            assert!(key.verify(algorithm, message, &signature).is_err(), "{algorithm:?}");
+        }
+    }
+
+    #[test]
     fn keys_that_are_weak_slow_or_private_are_refused() {
         let n = |bytes: usize| BASE64_URL_SAFE_NO_PAD.encode(vec![0xff; bytes]);
         let table = [

@@ -291,3 +291,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_address_that_the_world_can_reach_is_told_to_it() {
+    let mut zone = zone();
+    let entry = ZoneEntry { ipv4: [10, 88, 0, 9].into(), ipv6: "2001:db8::9".parse().unwrap(), beside: Vec::new() };
+    zone.namespaces.insert("s-cccccccccccc".into(), [("open".to_owned(), entry)].into());
+    let table = Table::new(&zone);
+    let ask = |name: &str, kind| {
+        let asked = question(name, kind).to_vec().unwrap();
+        let answer = Message::from_vec(&reply(&table, STRANGER, &asked, true, None).unwrap()).unwrap();
+        answer.answers.iter().map(|record| record.data.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(ask("open.s-cccccccccccc.seed.example.", RecordType::AAAA), ["2001:db8::9"]);
+    assert_eq!(ask("open.s-cccccccccccc.seed.example.", RecordType::A), ["192.0.2.1"]);
+    assert_eq!(ask("web.s-aaaaaaaaaaaa.seed.example.", RecordType::AAAA), [""; 0], "one of a private prefix is not");
+}
