@@ -39,6 +39,10 @@ pub async fn load_or_make(ca: &Ca) -> Result<Account, AccountError> {
             let contact = ca.email.as_ref().map(|email| format!("mailto:{email}"));
             let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
             let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
+            // CAs count accounts by address: one that could not be kept would be made again at each attempt.
+            let probe = path.with_extension("probe");
+            let kept = secret_file::write(&probe, b"").and_then(|()| fs::remove_file(&probe));
+            kept.map_err(|source| AccountError::File { deed: "write", path: path.clone(), source })?;
             let (account, credentials) =
                 builder.create(&new, ca.directory.clone(), binding.as_ref()).await.map_err(AccountError::Ca)?;
             let text = serde_json::to_vec(&credentials).map_err(|source| AccountError::Broken { path: path.clone(), source })?;

@@ -40,6 +40,9 @@ const QUIET: Duration = Duration::from_secs(3600);
 /// How often the CA is asked when a certificate is to be renewed.
 const WINDOW_KEPT: Duration = Duration::from_secs(6 * 3600);
 
+/// How long secondaries may take to have a challenge.
+const SECONDARIES: Duration = Duration::from_secs(15);
+
 /// Carries orders to the CA.
 #[derive(Debug)]
 pub struct Issuer {
@@ -322,6 +325,15 @@ impl Issuer {
             }
             // A change takes about a millisecond to get there.
             sleep(Duration::from_millis(1)).await;
+        }
+        // The CA may ask any of them. One that is away is its reason to ask another.
+        let began = Instant::now();
+        while !self.names.secondaries_say(name, value).await {
+            if began.elapsed() > SECONDARIES {
+                tracing::warn!(name, "a secondary does not answer with a challenge: the CA is told to look all the same");
+                break;
+            }
+            sleep(Duration::from_millis(200)).await;
         }
         Ok(())
     }
