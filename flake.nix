@@ -52,10 +52,10 @@
         default = seed;
       });
 
-      # Every folder of templates/, described by the first sentence of its flake.
+      # Every folder of templates/, described as its flake is.
       templates = lib.mapAttrs (name: _: {
         path = ./templates + "/${name}";
-        description = lib.head (builtins.match "# ([^.]*)\\..*" (builtins.readFile (./templates + "/${name}/flake.nix")));
+        inherit (import (./templates + "/${name}/flake.nix")) description;
       }) (lib.filterAttrs (_: kind: kind == "directory") (builtins.readDir ./templates));
 
       checks = each checks;

@@ -95,7 +95,8 @@ let
       ];
       own = if made ? config || made ? options then optional (made ? config) made.config else [ plain ];
     in
-    if isAttrs made && made ? _type then [ ] else own ++ concatMap (definitions arguments) (made.imports or [ ]);
+    # A module may be one condition, or several modules merged.
+    if made ? _type then [ made ] else own ++ concatMap (definitions arguments) (made.imports or [ ]);
 in
 {
   what,

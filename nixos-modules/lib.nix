@@ -18,13 +18,18 @@ let
       overlays = [ ];
     };
 
-  # For whoever sets `nixpkgs.config`, one of their own, which NixOS makes.
+  # For whoever sets `nixpkgs.config` or another platform, one of their own, which NixOS makes.
   sharedPackages =
-    { lib, options, ... }:
     {
-      nixpkgs.pkgs = lib.mkIf (options.nixpkgs.config.highestPrio >= (lib.mkOptionDefault { }).priority) (
-        lib.mkDefault packages.x86_64-linux
-      );
+      config,
+      lib,
+      options,
+      ...
+    }:
+    {
+      nixpkgs.pkgs = lib.mkIf (
+        options.nixpkgs.config.highestPrio >= (lib.mkOptionDefault { }).priority && packages ? ${config.nixpkgs.hostPlatform.system}
+      ) (lib.mkDefault packages.${config.nixpkgs.hostPlatform.system});
     };
 
   # A NixOS module as an instance: `seeds.<name> = seed.lib.mkSeed { … }`.
@@ -39,7 +44,9 @@ let
       extraModules ? [ ],
     }:
     let
-      own = [ module ] ++ extraModules;
+      # What is no file, errors would place in this one.
+      named = given: if lib.isAttrs given || lib.isFunction given then lib.setDefaultModuleLocation "seeds.${name}" given else given;
+      own = map named ([ module ] ++ extraModules);
 
       # The whole instance as one module: for a NixOS test, or for a machine that is not Seed's.
       whole = {
@@ -54,7 +61,8 @@ let
         modules = [
           whole
           { nixpkgs.hostPlatform = lib.mkDefault system; }
-        ] ++ lib.optional (packages ? ${system}) sharedPackages;
+          sharedPackages
+        ];
       };
       inherit (instance) config;
     in

@@ -39,10 +39,12 @@ in
     transferKey = mkOption {
       type = types.nullOr value.file;
       default = null;
-      example = "/etc/seed/transfer.key";
+      example = "/etc/credstore.encrypted/transfer_key";
       description = ''
-        The file of the key that the secondaries share with this host: one line, `hmac-sha256:NAME:SECRET`, as `kdig -y` takes it. The
-        user `seed` has to be able to read it. A path in quotes, so that it is not copied to the Nix store. ${restarts}
+        A file with the key that the secondaries share with this host (one line, `hmac-sha256:NAME:SECRET`, as `kdig -y` takes it),
+        encrypted for this host with `systemd-creds encrypt --name=transfer_key KEY FILE`. It is decrypted by systemd in memory, for the
+        doors alone, and is never in the Nix store. One that is not encrypted, and that the user seed can read, is
+        `settings.dns.transfer_key`. ${restarts}
       '';
     };
     dnssec = mkOption {

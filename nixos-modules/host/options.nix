@@ -40,42 +40,49 @@ let
     next start.
   '';
 
-  hypervisor = types.submodule {
-    options = {
-      kind = mkOption {
-        type = types.enum [
-          "auto"
-          "cloud-hypervisor"
-          "qemu"
-        ];
-        default = "auto";
-        example = "cloud-hypervisor";
-        description = ''
-          What runs the virtual machines. `auto` is Cloud Hypervisor where /dev/kvm can be used, else QEMU, which then emulates.
-          If a change makes the agent choose another one, every instance is restarted under it.
-        '';
-      };
-      acceleration = mkOption {
-        type = types.enum [
-          "auto"
-          "kvm"
-          "tcg"
-        ];
-        default = "auto";
-        example = "kvm";
-        description = ''
-          `kvm`, or `tcg`: emulation, which is slow, runs anywhere, and which only QEMU can do. `auto` is KVM if /dev/kvm can be used.
-          With `kvm` the agent refuses to start where there is none, and says so. If a change makes the agent choose another one,
-          every instance is restarted under it.
-        '';
-      };
-      bootTimeout =
-        seconds 5 3600 300
-          "Seconds that a guest may take until it says that it is ready; then its start has failed. ${restartsAll}";
-      stopTimeout =
-        seconds 1 600 90
-          "Seconds that a guest may take to power off before it is killed. ${restartsAll}";
-    };
+  # `types.submodule`, but errors say what to write instead of "submodule".
+  hypervisor = types.submoduleWith {
+    description = ''set as { kind = "qemu"; bootTimeout = 600; }'';
+    shorthandOnlyDefinesConfig = true;
+    modules = [
+      {
+        options = {
+          kind = mkOption {
+            type = types.enum [
+              "auto"
+              "cloud-hypervisor"
+              "qemu"
+            ];
+            default = "auto";
+            example = "cloud-hypervisor";
+            description = ''
+              What runs the virtual machines. `auto` is Cloud Hypervisor where /dev/kvm can be used, else QEMU, which then emulates.
+              If a change makes the agent choose another one, every instance is restarted under it.
+            '';
+          };
+          acceleration = mkOption {
+            type = types.enum [
+              "auto"
+              "kvm"
+              "tcg"
+            ];
+            default = "auto";
+            example = "kvm";
+            description = ''
+              `kvm`, or `tcg`: emulation, which is slow, runs anywhere, and which only QEMU can do. `auto` is KVM if /dev/kvm can be used.
+              With `kvm` the agent refuses to start where there is none, and says so. If a change makes the agent choose another one,
+              every instance is restarted under it.
+            '';
+          };
+          bootTimeout =
+            seconds 5 3600 300
+              "Seconds that a guest may take until it says that it is ready; then its start has failed. ${restartsAll}";
+          stopTimeout =
+            seconds 1 600 90
+              "Seconds that a guest may take to power off before it is killed. ${restartsAll}";
+        };
+      }
+    ];
   };
 in
 {
@@ -121,7 +128,9 @@ in
     };
 
     hypervisor = mkOption {
-      type = types.coercedTo types.str (kind: { inherit kind; }) hypervisor;
+      type = types.coercedTo (types.str // { description = ''"auto", "cloud-hypervisor" or "qemu"''; }) (kind: {
+        inherit kind;
+      }) hypervisor;
       default = { };
       example = "qemu";
       description = ''
@@ -421,11 +430,15 @@ in
         example = "kid-1";
         description = "For an authority that asks for external account binding: the id of the key. ${restartsDoors}";
       };
-      eabKeyFile = mkOption {
-        type = types.nullOr types.str;
+      eabKey = mkOption {
+        type = types.nullOr value.file;
         default = null;
-        example = "/etc/seed/eab-key";
-        description = "The file that holds that key in base64url. The user seed has to be able to read it. ${restartsDoors}";
+        example = "/etc/credstore.encrypted/eab_key";
+        description = ''
+          A file with that key in base64url, encrypted for this host with `systemd-creds encrypt --name=eab_key KEY FILE`. It is decrypted
+          by systemd in memory, for the doors alone, and is never in the Nix store. One that is not encrypted, and that the user seed can
+          read, is `settings.acme.eab_key_file`. ${restartsDoors}
+        '';
       };
       caRoot = mkOption {
         type = types.nullOr types.str;

@@ -68,6 +68,13 @@ let
     ln -sfn "$CREDENTIALS_DIRECTORY/host_ed25519" "$key"
   '';
 
+  # What the doors know and the store does not.
+  secrets = lib.filterAttrs (_: file: file != null) {
+    host_ed25519 = cfg.ssh.hostKey;
+    transfer_key = cfg.dns.transferKey;
+    eab_key = cfg.acme.eabKey;
+  };
+
   behindIngress = door: {
     wantedBy = [ "sockets.target" ];
     socketConfig = lib.mkIf ingress {
@@ -114,9 +121,9 @@ in
       stopIfChanged = false;
       restartTriggers = [ configuration ];
       path = [ pkgs.gitMinimal ];
-      serviceConfig = lib.mkIf (cfg.ssh.hostKey != null) {
-        LoadCredentialEncrypted = "host_ed25519:${cfg.ssh.hostKey}";
-        ExecStartPre = "${linkHostKey}";
+      serviceConfig = {
+        LoadCredentialEncrypted = lib.mkIf (secrets != { }) (lib.mapAttrsToList (name: file: "${name}:${file}") secrets);
+        ExecStartPre = lib.mkIf (cfg.ssh.hostKey != null) "${linkHostKey}";
       };
     };
 

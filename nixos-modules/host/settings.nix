@@ -15,6 +15,9 @@ let
   # garbage collection, because Nix counts what processes have open.
   programs = "/etc/seed/programs";
 
+  # Where systemd puts what it decrypts for the doors; services.nix has it do so.
+  credential = name: option: if option == null then "" else "/run/credentials/seed-serve.service/${name}";
+
   toml = import ./toml.nix { inherit lib; };
 in
 {
@@ -39,7 +42,7 @@ in
           dnssec
           ;
         answers_per_second = cfg.dns.answersPerSecond;
-        transfer_key = if cfg.dns.transferKey == null then "" else cfg.dns.transferKey;
+        transfer_key = credential "transfer_key" cfg.dns.transferKey;
       };
       quota = mapAttrs (_: mkDefault) cfg.quota;
       hypervisor = mapAttrs (_: mkDefault) {
@@ -72,7 +75,7 @@ in
       acme = mapAttrs (_: value: mkDefault (if value == null then "" else value)) {
         inherit (cfg.acme) directory email;
         eab_kid = cfg.acme.eabKid;
-        eab_key_file = cfg.acme.eabKeyFile;
+        eab_key_file = credential "eab_key" cfg.acme.eabKey;
         ca_root = cfg.acme.caRoot;
         per_week = cfg.acme.perWeek;
         per_namespace_week = cfg.acme.perNamespaceWeek;

@@ -11,6 +11,14 @@ let
   inherit (lib) mkOption types;
 
   described = type: description: type // { inherit description; };
+  # `types.submodule`, but errors say what to write instead of "submodule".
+  set =
+    description: module:
+    types.submoduleWith {
+      inherit description;
+      shorthandOnlyDefinesConfig = true;
+      modules = [ module ];
+    };
 
   sizes = lib.importJSON ../../vmconfigs/sizes.json;
   services = lib.importJSON ../../vmconfigs/services.json;
@@ -22,7 +30,7 @@ let
   port = described types.int "port number, 1 to 65535";
   size = described types.str "size: a whole number and one of Ki, Mi, Gi, Ti";
 
-  exposed = types.submodule (
+  exposed = set ''set as { port = 9090; protocol = "tcp"; }'' (
     { name, ... }:
     {
       options = {
@@ -67,7 +75,7 @@ let
     }
   );
 
-  volume = types.submodule (
+  volume = set ''set as { size = "1Gi"; mountPoint = "/var/lib/app"; }'' (
     { name, ... }:
     {
       options = {
@@ -129,7 +137,7 @@ let
     groups = lib.attrNames config.users.groups;
   };
 
-  peer = types.submodule {
+  peer = set ''set as { service = "db"; port = 5432; }'' {
     options = {
       service = mkOption {
         type = described types.str "name of an instance";
@@ -205,7 +213,7 @@ in
     };
 
     connect = mkOption {
-      type = types.attrsOf (types.coercedTo types.str (text: { service = text; }) peer);
+      type = types.attrsOf (types.coercedTo (described types.str "name of an instance") (text: { service = text; }) peer);
       default = { };
       example = lib.literalExpression ''
         {

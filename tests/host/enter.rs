@@ -46,12 +46,14 @@ fn a_tenant_gets_into_a_guest_and_nobody_else_does() {
     let host = |line: &str| machine.run(&["bash", "-c", line]);
     let ran = host("seed exec my-app/web -- 'cat; hostname; exit 7' < <(echo from the host)");
     assert_eq!((ran.code, ran.out.as_str()), (7, "from the host\nweb\n"), "{}", ran.all());
-    assert!(host("script -qec 'seed shell web' /dev/null < <(echo 'stty size; exit 5'; sleep 5)").out.contains("24 80"));
+    let ran =
+        host("script -qec 'stty rows 31 cols 77; seed shell web; echo code $?' /dev/null < <(echo 'stty size; exit 5'; sleep 5)");
+    assert!(ran.out.contains("code 5") && ran.out.contains("31 77"), "{}", ran.all());
     host("echo Copied > /root/page && seed cp /root/page web:/srv/www/page && seed cp web:/srv/www/page /root/back").ok();
     assert_eq!(host("cat /root/back").ok(), "Copied\n");
     assert_eq!(exec("rm /srv/www/page").code, 0);
     let line = "seed forward web 8081 8083 & for n in {1..100}; do curl -s -m 20 http://127.0.0.1:8083/ && break; sleep 0.2; done; kill $!";
-    assert_eq!(host(line).ok().trim(), "Hello from Seed");
+    assert_eq!(host(line).ok().trim(), "127.0.0.1:8083 is port 8081 of web, until Ctrl-C\nHello from Seed");
 
     // Others, even with an instance of the same name.
     let bob = machine.tenant("bob", "");

@@ -80,7 +80,7 @@ in
       inside = [ "192.168.1.0/24" ];
       answersPerSecond = 0;
       secondaries = [ "192.0.2.53" ];
-      transferKey = "/etc/seed/transfer.key";
+      transferKey = "/etc/credstore.encrypted/transfer_key";
     };
     quota = {
       instances = 1000;
@@ -97,7 +97,7 @@ in
       directory = "https://ca.example/directory";
       email = "operator@seed.example";
       eabKid = "kid-1";
-      eabKeyFile = "/etc/seed/eab-key";
+      eabKey = "/etc/credstore.encrypted/eab_key";
       caRoot = "/etc/seed/ca.pem";
       perWeek = 1;
       perNamespaceWeek = 100000;

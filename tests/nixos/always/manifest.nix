@@ -86,6 +86,15 @@ in
         "seed.domains: \"a.example.com\" stands there twice: remove one of the two"
       ];
 
+  "more names than are proven" =
+    said { domains = builtins.genList (one: "a${toString one}.example.com") 17; }
+      [ "seed.domains: has 17 entries: write at most 16" ];
+  "a name for which no certificate can be had" =
+    let
+      long = builtins.concatStringsSep "." (builtins.genList (_: "abcdefghi") 24);
+    in
+    said { domains = [ "${long}" ]; } [ "seed.domains: \"${long}\" is longer than 237 characters: write a shorter name" ];
+
   # --- ports
   "port 0" = said { expose.game.port = 0; } [ "seed.expose.game.port: 0 is no port: write a number from 1 to 65535" ];
   "port 70000" = said { expose.game.port = 70000; } [ "seed.expose.game.port: 70000 is no port: write a number from 1 to 65535" ];
@@ -150,6 +159,17 @@ in
     };
     expose.https = { };
   } [ ];
+  "more ports than a host leads" =
+    said
+      {
+        expose = builtins.listToAttrs (
+          builtins.genList (one: {
+            name = "a${toString one}";
+            value.port = 1000 + one;
+          }) 129
+        );
+      }
+      [ "seed.expose: has 129 entries: write at most 128" ];
   "what is closed clashes with nothing" = said {
     expose.a.port = 80;
     expose.http.enable = false;
@@ -223,6 +243,17 @@ in
       [
         "seed.storage.more.mountPoint: \"/seed/storage/data/more\" collides with \"/seed/storage/data\" of seed.storage.data: write a path that is neither the same nor below it"
       ];
+  "more volumes than a machine has" =
+    said
+      {
+        storage = builtins.listToAttrs (
+          builtins.genList (one: {
+            name = "a${toString one}";
+            value.size = "8Mi";
+          }) 17
+        );
+      }
+      [ "seed.storage: has 17 entries: write at most 16" ];
   "a mode, a user and a group that are none" =
     said
       {

@@ -40,6 +40,10 @@ let
     expr = unsaid (map (one: one.message) (lib.filter (one: !one.assertion) (config module).assertions)) parts;
     expected = [ ];
   };
+  warned = module: parts: {
+    expr = unsaid (config module).warnings parts;
+    expected = [ ];
+  };
   # An error of the type itself.
   noType = seed: path: parts: {
     expr = lib.getAttrFromPath path (config { services.seed = seed; }).services.seed;
@@ -89,6 +93,30 @@ in
       "address of a server, as in"
     ];
   };
+  "a network that is none" = {
+    expr = (config { services.seed.build.allowAddresses = [ "cache.example" ]; }).services.seed.build.allowAddresses;
+    throws = [
+      "services.seed.build.allowAddresses"
+      "cache.example"
+      ''IP address or network, as in "192.0.2.7", "10.0.0.0/8" or "2001:db8::/32"''
+    ];
+  };
+  "a reserved port that is none" = {
+    expr = (config { services.seed.network.reservedPorts = [ "8080/sctp" ]; }).services.seed.network.reservedPorts;
+    throws = [
+      "services.seed.network.reservedPorts"
+      "8080/sctp"
+      ''port with its transport, as in "2200/tcp"''
+    ];
+  };
+  "a URL that is none" = noType { github.server = "github.com"; } [ "github" "server" ] [
+    "\"github.com\""
+    ''URL without user and query, as in "https://git.example.org"''
+  ];
+  "a URL of an SSH server without a user" = noType { github.sshServer = "ssh://git.example.org"; } [ "github" "sshServer" ] [
+    "ssh://git.example.org"
+    ''as in "ssh://git@git.example.org"''
+  ];
   "a size without its unit" = noType { limits.push = "1"; } [ "limits" "push" ] [
     "size, a whole number with one of Ki, Mi, Gi, Ti"
   ];
@@ -108,6 +136,11 @@ in
   "a hypervisor that is none" = noType { hypervisor = "xen"; } [ "hypervisor" "kind" ] [
     ''one of "auto", "cloud-hypervisor", "qemu"''
     "xen"
+  ];
+  "a hypervisor that is no word" = noType { hypervisor = true; } [ "hypervisor" ] [
+    ''set as { kind = "qemu"; bootTimeout = 600; }''
+    ''"auto", "cloud-hypervisor" or "qemu"''
+    "true"
   ];
   "a directory that is no absolute path" = noType { storage.directory = "seed"; } [ "storage" "directory" ] [
     "absolute path"
@@ -184,6 +217,19 @@ in
     ''services.seed.operators has "mallory"''
     "add the user, or remove the name"
   ];
+
+  "names that will resolve to nothing" = warned { services.seed.publicAddresses = lib.mkForce [ ]; } [
+    "services.seed.publicAddresses is empty: seed.example"
+    "services.seed.publicAddresses = [ \"192.0.2.7\" ]"
+  ];
+  "Docker, which drops what is forwarded" = warned { virtualisation.docker.enable = true; } [
+    "virtualisation.docker.enable"
+    "virtualisation.docker.daemon.settings.ip-forward-no-drop = true"
+  ];
+  "nothing to warn of" = {
+    expr = (config { }).warnings;
+    expected = [ ];
+  };
 
   "versions of Nix that give builders root are known" = {
     expr = lib.genAttrs [

@@ -318,19 +318,45 @@ in
     ];
   };
 
-  "the host key comes as a credential" = {
+  "secrets come as credentials, and the configuration names where systemd puts them" = {
     expr =
       let
-        text = unit (config { services.seed.ssh.hostKey = "/etc/credstore.encrypted/host_ed25519"; }) "seed-serve.service";
+        secret = config {
+          services.seed = {
+            ssh.hostKey = "/etc/credstore.encrypted/host_ed25519";
+            dns.transferKey = "/etc/credstore.encrypted/transfer_key";
+            acme.eabKey = "/etc/credstore.encrypted/eab_key";
+          };
+        };
+        of = config: {
+          loaded = values "LoadCredentialEncrypted" (unit config "seed-serve.service");
+          links = lib.length (values "ExecStartPre" (unit config "seed-serve.service"));
+          transferKey = config.services.seed.settings.dns.transfer_key;
+          eabKey = config.services.seed.settings.acme.eab_key_file;
+        };
       in
-      [
-        (values "LoadCredentialEncrypted" text)
-        (values "LoadCredentialEncrypted" (unit plain "seed-serve.service"))
-      ];
-    expected = [
-      [ "host_ed25519:/etc/credstore.encrypted/host_ed25519" ]
-      [ ]
-    ];
+      {
+        with' = of secret;
+        without = of plain;
+      };
+    expected = {
+      with' = {
+        loaded = [
+          "eab_key:/etc/credstore.encrypted/eab_key"
+          "host_ed25519:/etc/credstore.encrypted/host_ed25519"
+          "transfer_key:/etc/credstore.encrypted/transfer_key"
+        ];
+        links = 1;
+        transferKey = "/run/credentials/seed-serve.service/transfer_key";
+        eabKey = "/run/credentials/seed-serve.service/eab_key";
+      };
+      without = {
+        loaded = [ ];
+        links = 0;
+        transferKey = "";
+        eabKey = "";
+      };
+    };
   };
 
   "operators have a polkit rule and the journal" = {

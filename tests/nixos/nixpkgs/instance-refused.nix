@@ -76,6 +76,16 @@ in
         "1 problem:"
         "seed.expose.game.port: 70000 is no port: write a number from 1 to 65535"
       ];
+  "a port that is neither a number nor a set" = refused { seed.expose.http = true; } [
+    "seed.expose.http"
+    ''set as { port = 9090; protocol = "tcp"; }''
+    "port number, 1 to 65535"
+    "true"
+  ];
+  "what a module without a file gives stands at its instance" = refused { seed.size = 1; } [
+    "seed.size"
+    "- In `seeds.web': 1"
+  ];
   "a port that is text" = refused { seed.expose.http.port = "80"; } [
     "seed.expose.http.port"
     "port number, 1 to 65535"
@@ -86,6 +96,12 @@ in
     "boolean"
     "\"yes\""
   ];
+  "an old systemd" =
+    refused ({ lib, pkgs, ... }: { systemd.package = lib.mkForce (pkgs.systemd // { version = "255.4"; }); })
+      [
+        "systemd.package: version 255.4 was given, but an instance needs 256 or later"
+        "inputs.nixpkgs.follows = \"seed/nixpkgs\""
+      ];
   "a container" = refused { boot.isContainer = true; } [ "boot.isContainer: true was given" ];
 
   # Nothing reads these but the build of the system; `meta` finds them all the same.
@@ -113,6 +129,9 @@ in
       [
         "services.nginx.clientMaxBodySize"
       ];
+  "a mistake in a module that is several" = refused ({ lib, ... }: lib.mkMerge [ { services.nginx.virtualHosts.default.root = 80; } ]) [
+    "services.nginx.virtualHosts.default.root"
+  ];
   "an option of NixOS that does not exist" = refused { services.ngingx.enable = true; } [
     "The option `services.ngingx' does not exist"
   ];

@@ -93,6 +93,11 @@ in
     expected = "xs";
   };
 
+  "a tenant may say for which platform it is" = {
+    expr = (made { nixpkgs.hostPlatform = "aarch64-linux"; }).meta.system;
+    expected = "aarch64-linux";
+  };
+
   # --- the machine
   "root is memory, the store is the host's, and there is a kernel" = {
     expr = {

@@ -25,6 +25,11 @@ lib.mapAttrs' (
   }
 ) metas
 // {
+  "each says what it is" = {
+    expr = lib.filter (name: !(flakes.${name} ? description)) (lib.attrNames flakes);
+    expected = [ ];
+  };
+
   "they open what they are about" = {
     expr = lib.mapAttrs (_: ports) (removeAttrs metas [ "host" ]);
     expected = {
