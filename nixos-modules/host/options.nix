@@ -40,6 +40,9 @@ let
     next start.
   '';
 
+  kindAlone = types.str // {
+    description = ''"auto", "cloud-hypervisor" or "qemu"'';
+  };
   # `types.submodule`, but errors say what to write instead of "submodule".
   hypervisor = types.submoduleWith {
     description = ''set as { kind = "qemu"; bootTimeout = 600; }'';
@@ -128,9 +131,7 @@ in
     };
 
     hypervisor = mkOption {
-      type = types.coercedTo (types.str // { description = ''"auto", "cloud-hypervisor" or "qemu"''; }) (kind: {
-        inherit kind;
-      }) hypervisor;
+      type = types.coercedTo kindAlone (kind: { inherit kind; }) hypervisor;
       default = { };
       example = "qemu";
       description = ''

@@ -37,5 +37,9 @@ fn a_page_comes_by_name_through_port_80_of_the_host() {
     ann.shell(&["stop", "web"]).ok();
     let stopped = format!("{host} is stopped. 503");
     machine.wait("the page that says so", Duration::from_secs(30), || (fetch(&host) == stopped).then_some(()));
+    // Over TLS nothing can be said but that there is nobody of this name.
+    let to = format!("{host}:443:192.0.2.7");
+    let said = machine.run(&["curl", "-ksS", "-m", "10", "--resolve", &to, &format!("https://{host}/")]);
+    assert!(said.code == 35 && said.all().contains("unrecognized name"), "{}", said.all());
     assert_eq!(machine.main_pid(unit), second, "nothing restarts or reloads it");
 }

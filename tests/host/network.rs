@@ -18,6 +18,8 @@ fn fetches(tenant: &Tenant, url: &str) {
 #[test]
 fn namespaces_are_apart_and_members_reach_each_other_by_name() {
     let machine = Machine::new("net", &[]);
+    machine.run(&["sed", "-i", "/^pool6/a public_addresses = [\"192.0.2.1\"]", "/etc/seed/seed.toml"]).ok();
+    machine.run(&["systemctl", "restart", "seed-agent.service", "seed-serve.service"]).ok();
     let ann = machine.tenant("ann", "one");
     ann.plant();
     let bob = machine.tenant("bob", "two");
@@ -64,4 +66,20 @@ fn namespaces_are_apart_and_members_reach_each_other_by_name() {
     assert_eq!(outside(&format!("http://[{six}]/")).ok().trim(), "Hello from Seed");
     let closed = outside(&format!("http://{address}:9999/"));
     assert_eq!(closed.code, 28, "dropped, not refused: {}", closed.all());
+
+    // A port of the host's public address leads to the first who claimed it, if the operator lets them.
+    let claim = "ipv4 = {\n        enable = true;\n        routes.page = { port = 8080; protocol = \"tcp\"; instance = \"web\"; targetPort = 80; };\n      };\n";
+    ann.edit("      seeds.web = {", &format!("      {claim}      seeds.web = {{"));
+    let refused = ann.push(&[]).all();
+    assert!(refused.contains("routes: one public port wanted") && refused.contains("failed at eval"), "{refused}");
+    assert_ne!(outside("http://192.0.2.1:8080/").code, 0);
+    for repo in ["one", "two"] {
+        machine.run(&["seed", "quota", "set", repo, "routes=1"]).ok();
+    }
+    let said = ann.push(&[]).ok();
+    assert_eq!(outside("http://192.0.2.1:8080/").ok().trim(), "Hello from Seed", "{said}");
+    bob.edit("      seeds.web = {", &format!("      {claim}      seeds.web = {{"));
+    let clash = bob.push(&[]).all();
+    assert!(clash.contains("ipv4.routes.page: public port 8080/tcp") && clash.contains("taken by another repository"), "{clash}");
+    assert_eq!(outside("http://192.0.2.1:8080/").ok().trim(), "Hello from Seed");
 }
