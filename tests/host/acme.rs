@@ -74,7 +74,7 @@ fn serve_https(machine: &Machine, tenant: &Tenant) {
 #[test]
 fn a_guests_own_client_gets_a_certificate_and_serves_https() {
     let ca = ["[acme]", "directory = \"https://127.0.0.1:14000/dir\"", "ca_root = \"/etc/seed/ca-root.pem\""];
-    let machine = Machine::new("acme", &ca);
+    let machine = Machine::new("acme", &[&ca[..], &["[ingress]", "enable = true"]].concat());
     start_ca(&machine);
     let ann = machine.tenant("ann", "one");
     serve_https(&machine, &ann);
@@ -86,6 +86,13 @@ fn a_guests_own_client_gets_a_certificate_and_serves_https() {
         let got = page();
         (got.out == "Hello from Seed").then_some(())
     });
+    // As the world sees it: from another network, through the ingress, which leads there by the TLS server name and sees no plaintext.
+    machine.make_outside();
+    let to = format!("{host}:443:192.0.2.1");
+    let words =
+        ["ip", "netns", "exec", "outside", "curl", "-sS", "-m", "10", "--cacert", "/root/roots.pem", "--resolve", &to, &url];
+    assert_eq!(machine.run(&words).ok(), "Hello from Seed");
+
     let certificate = || {
         let line =
             format!("echo | openssl s_client -connect {host}:443 -servername {host} 2>/dev/null | openssl x509 -noout -serial");

@@ -159,6 +159,27 @@ impl Machine {
         tenant
     }
 
+    /// Makes a network namespace `outside`, 192.0.2.2 and 2001:db8::2, to which this host is 192.0.2.1 and 2001:db8::1.
+    pub fn make_outside(&self) {
+        for line in [
+            "netns add outside",
+            "link add out0 type veth peer name eth0 netns outside",
+            "addr add 192.0.2.1/24 dev out0",
+            "addr add 2001:db8::1/64 dev out0 nodad",
+            "link set out0 up",
+            "-n outside link set lo up",
+            "-n outside link set eth0 up",
+            "-n outside addr add 192.0.2.2/24 dev eth0",
+            "-n outside addr add 2001:db8::2/64 dev eth0 nodad",
+            "-n outside route add default via 192.0.2.1",
+            "-n outside -6 route add default via 2001:db8::1",
+        ] {
+            let mut words = vec!["ip"];
+            words.extend(line.split(' '));
+            self.run(&words).ok();
+        }
+    }
+
     /// A fresh invite code.
     pub fn invite(&self) -> String {
         self.run(&["seed", "invite", "new"]).ok().split_whitespace().find(|word| word.len() == 26).expect("a code").to_owned()

@@ -44,23 +44,7 @@ fn namespaces_are_apart_and_members_reach_each_other_by_name() {
     assert!(rules.contains("seed0") && rules.contains("seed1"), "{rules}");
     // From outside, over another link: what is exposed answers, on both families; what is not does not even refuse.
     let six = status["namespaces"][0]["instances"][0]["ipv6"].as_str().expect("an address").to_owned();
-    for line in [
-        "netns add outside",
-        "link add out0 type veth peer name eth0 netns outside",
-        "addr add 192.0.2.1/24 dev out0",
-        "addr add 2001:db8::1/64 dev out0 nodad",
-        "link set out0 up",
-        "-n outside link set lo up",
-        "-n outside link set eth0 up",
-        "-n outside addr add 192.0.2.2/24 dev eth0",
-        "-n outside addr add 2001:db8::2/64 dev eth0 nodad",
-        "-n outside route add default via 192.0.2.1",
-        "-n outside -6 route add default via 2001:db8::1",
-    ] {
-        let mut words = vec!["ip"];
-        words.extend(line.split(' '));
-        machine.run(&words).ok();
-    }
+    machine.make_outside();
     let outside = |url: &str| machine.run(&["ip", "netns", "exec", "outside", "curl", "-s", "-m", "5", url]);
     assert_eq!(outside(&format!("http://{address}/")).ok().trim(), "Hello from Seed");
     assert_eq!(outside(&format!("http://[{six}]/")).ok().trim(), "Hello from Seed");

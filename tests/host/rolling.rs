@@ -6,7 +6,7 @@ use crate::machine::Machine;
 
 /// Fetches the page by name, again and again, each time over a new connection, until /root/stop is there.
 const FETCHES: &str = r#"while [ ! -e /root/stop ]; do
-  curl -sS -m 15 "http://$1/" || echo "failed: $?"
+  curl -sS -m 15 "${@:2}" "http://$1/" || echo "failed: $?"
   sleep 0.1
 done"#;
 
@@ -30,13 +30,15 @@ const ECHO: &str = r#"$b ln -s ../web.service $out/layer/etc/systemd/system/mult
 const READY: &str = "ExecStart=${tools}/bin/busybox httpd -f -p 80 -h /srv/www
         ExecStartPost=${tools}/bin/busybox sh -c 'until ${tools}/bin/busybox wget -q -O /dev/null http://127.0.0.1/; do ${tools}/bin/busybox sleep 0.1; done'";
 
-fn client(machine: &Machine, script: &str, name: &str, output: &str) -> Child {
-    machine.spawn(&["bash", "-c", &format!("{{ {script}\n}} >{output} 2>&1"), "client", name])
+fn client(machine: &Machine, script: &str, words: &[&str], output: &str) -> Child {
+    let script = format!("{{ {script}\n}} >{output} 2>&1");
+    machine.spawn(&[&["bash", "-c", &script, "client"], words].concat())
 }
 
 #[test]
 fn a_rolling_push_fails_no_request_and_cuts_no_connection() {
-    let machine = Machine::new("rolling", &["[rollout]", "drain_secs = 30"]);
+    let machine = Machine::new("rolling", &["[rollout]", "drain_secs = 30", "[ingress]", "enable = true"]);
+    machine.run(&["ip", "address", "add", "192.0.2.7/32", "dev", "lo"]).ok();
     let ann = machine.tenant("ann", "my-app");
     ann.edit("rollout = \"recreate\"", "rollout = \"rolling\"");
     ann.edit("tpm = true", "tpm = false");
@@ -49,13 +51,20 @@ fn a_rolling_push_fails_no_request_and_cuts_no_connection() {
     let pid = machine.main_pid(&old);
 
     let name = format!("web.{namespace}.seed.example");
-    let clients = [client(&machine, FETCHES, &name, "/root/fetched"), client(&machine, TALKS, &name, "/root/talked")];
+    let ingress = format!("{name}:80:192.0.2.7");
+    let clients = [
+        client(&machine, FETCHES, &[&name], "/root/fetched"),
+        client(&machine, TALKS, &[&name], "/root/talked"),
+        // As the world does: through the ingress.
+        client(&machine, FETCHES, &[&name, "--resolve", &ingress], "/root/visited"),
+    ];
     let lines = |file: &str| -> Vec<String> {
         let text = std::fs::read_to_string(machine.path(file)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     };
     let many = |file: &str, most: usize| machine.wait(file, Duration::from_secs(60), || (lines(file).len() > most).then_some(()));
     many("/root/fetched", 5);
+    many("/root/visited", 5);
     many("/root/talked", 5);
 
     ann.edit("Hello from Seed", "Hello again");
@@ -72,19 +81,22 @@ fn a_rolling_push_fails_no_request_and_cuts_no_connection() {
 
     // New connections reach the new one, and the connection to the old one goes on.
     many("/root/fetched", lines("/root/fetched").len() + 5);
+    many("/root/visited", lines("/root/visited").len() + 5);
     many("/root/talked", lines("/root/talked").len() + 5);
     machine.write("/root/stop", "");
     for mut client in clients {
         client.wait().expect("it ends");
     }
-    let (fetched, talked) = (lines("/root/fetched"), lines("/root/talked"));
+    let (fetched, talked, visited) = (lines("/root/fetched"), lines("/root/talked"), lines("/root/visited"));
     let failed: Vec<&String> =
-        fetched.iter().chain(&talked).filter(|line| line.contains("fail") || line.contains("curl")).collect();
+        fetched.iter().chain(&talked).chain(&visited).filter(|line| line.contains("fail") || line.contains("curl")).collect();
     assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), fetched.len() + talked.len());
-    let turn = fetched.iter().position(|page| page == "Hello again").expect("the new page was seen");
-    assert!(fetched[..turn].iter().all(|page| page == "Hello from Seed"), "{fetched:?}");
-    assert!(fetched[turn..].iter().all(|page| page == "Hello again"), "{fetched:?}");
-    println!("{} pages and {} echoes on one connection, none of them failed", fetched.len(), talked.len());
+    for pages in [&fetched, &visited] {
+        let turn = pages.iter().position(|page| page == "Hello again").expect("the new page was seen");
+        assert!(pages[..turn].iter().all(|page| page == "Hello from Seed"), "{pages:?}");
+        assert!(pages[turn..].iter().all(|page| page == "Hello again"), "{pages:?}");
+    }
+    println!("{} pages and {} echoes on one connection, none of them failed", fetched.len() + visited.len(), talked.len());
 
     machine.wait("the old one is gone", Duration::from_secs(60), || {
         (machine.property(&old, "LoadState") == "not-found").then_some(())
