@@ -39,6 +39,27 @@ fn a_ca_that_never_answers_holds_up_nobody() {
 }
 
 #[test]
+fn a_ca_that_takes_its_time_gives_everybody_a_certificate_in_the_end() {
+    let mut world = World::without_ca();
+    world.slow = true;
+    world.start_ca();
+    let orders: Vec<(Client, String)> = [(1, name("first")), (2, name("second"))]
+        .into_iter()
+        .map(|(from, host)| {
+            let client = Client::registered(&world, [127, 0, 0, from]);
+            let order = client.order(&[&host]).ok(201).header("location").unwrap().to_owned();
+            client.finalize(&order, &[&host], &KeyPair::generate().unwrap()).ok(200);
+            (client, order)
+        })
+        .collect();
+    for (client, order) in orders {
+        let done = client.finish(&order);
+        assert_eq!(done["status"], "valid", "{done}");
+    }
+    assert_eq!(world.ledger().certificates.len(), 2);
+}
+
+#[test]
 fn a_ca_that_forgot_this_host_gets_a_new_account() {
     let mut world = World::new();
     let client = Client::registered(&world, [127, 0, 0, 1]);

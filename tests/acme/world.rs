@@ -91,6 +91,7 @@ pub struct World {
     pub ask_outside: bool,
     /// Of a hundred good nonces.
     rejects: u32,
+    pub slow: bool,
     /// Whether the CA knows its customers by a key.
     bound: bool,
     agent: Option<Runtime>,
@@ -184,6 +185,7 @@ impl World {
             ca_port: free().local_addr().unwrap().port(),
             roots_port: free().local_addr().unwrap().port(),
             rejects: 20,
+            slow: false,
             bound,
             agent: None,
             doors: None,
@@ -263,8 +265,8 @@ impl World {
             .args(["-strict", "-config"])
             .arg(self.path("pebble.json"))
             .args(["-dnsserver", &if self.ask_outside { self.outside.at } else { self.dns() }.to_string()])
-            // It validates, at once.
-            .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_VA_ALWAYS_VALID", "0")])
+            .envs([("PEBBLE_VA_NOSLEEP", if self.slow { "0" } else { "1" }), ("PEBBLE_VA_ALWAYS_VALID", "0")])
+            .env("PEBBLE_VA_SLEEPTIME", "5")
             .env("PEBBLE_WFE_NONCEREJECT", self.rejects.to_string())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -490,9 +492,8 @@ pub fn until(what: &str, mut is: impl FnMut() -> bool) {
 
 fn bus_configuration(at: &Path) -> String {
     format!(
-        "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\"
-         \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\"><busconfig><type>session</type>
-         <listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow send_destination=\"*\" eavesdrop=\"true\"/>
+        "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
+         \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\"><busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow send_destination=\"*\" eavesdrop=\"true\"/>
          <allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>",
         at.join("bus").display()
     )

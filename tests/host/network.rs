@@ -17,7 +17,7 @@ fn fetches(tenant: &Tenant, url: &str) {
 
 #[test]
 fn namespaces_are_apart_and_members_reach_each_other_by_name() {
-    let machine = Machine::new("net", &[]);
+    let machine = Machine::new("net", &["[dns]", "dnssec = true"]);
     machine.run(&["sed", "-i", "/^pool6/a public_addresses = [\"192.0.2.1\"]", "/etc/seed/seed.toml"]).ok();
     machine.run(&["systemctl", "restart", "seed-agent.service", "seed-serve.service"]).ok();
     let ann = machine.tenant("ann", "one");
@@ -30,6 +30,15 @@ fn namespaces_are_apart_and_members_reach_each_other_by_name() {
     let logs = |tenant: &Tenant| tenant.shell(&["logs", "web", "--lines", "500"]).ok();
     machine
         .wait("the guest reaches its own name", Duration::from_secs(60), || logs(&bob).contains("Hello from Seed").then_some(()));
+
+    // What is to be said where the domain is registered, and what the zone is signed with.
+    let delegation = machine.run(&["seed", "dns"]).ok();
+    let ds = delegation.lines().find_map(|line| line.split_once(" DS ")).expect("a DS record").1.trim().to_owned();
+    let keys = machine.run(&["dig", "+multiline", "+noall", "+answer", "@127.0.0.1", "DNSKEY", "seed.example"]).ok();
+    let tag = ds.split(' ').next().expect("a key tag");
+    assert!(keys.contains(&format!("key id = {tag}")), "{delegation}\n{keys}");
+    let signed = machine.run(&["dig", "+dnssec", "@127.0.0.1", "A", "seed.example"]).ok();
+    assert!(signed.contains("RRSIG"), "{signed}");
 
     // Another namespace's address cannot be reached, though it answers from outside.
     assert_ne!(ann.namespace(), other);

@@ -227,8 +227,12 @@ impl Issuer {
         if theirs.state().status == OrderStatus::Pending {
             self.prove(order, &mut theirs).await?;
             match theirs.poll_ready(&patience).await {
-                Ok(OrderStatus::Invalid) | Err(Error::Api(_)) => return Err(Trouble::Final(blame(&mut theirs).await)),
+                Ok(OrderStatus::Invalid) => return Err(Trouble::Final(blame(&mut theirs).await)),
                 Ok(_) => {}
+                Err(Error::Api(_)) if theirs.state().status == OrderStatus::Invalid => {
+                    return Err(Trouble::Final(blame(&mut theirs).await));
+                }
+                // Of the question and not of the order: a nonce that the CA did not like, a minute in which it is not well.
                 Err(error) => return Err(self.trouble(error)),
             }
         }
