@@ -192,6 +192,9 @@ fn one_network_has_so_many_at_a_time_and_who_hangs_up_leaves_nothing_behind() {
     let mut head = [0; 15];
     other.read_exact(&mut head).unwrap();
     assert_eq!(&head, b"HTTP/1.1 200 OK");
+    // The answer may begin before its git does.
+    until("a git for it", || gits(&world) == 5);
+    std::thread::sleep(std::time::Duration::from_millis(200));
     assert_eq!(gits(&world), 5, "two of the six wait");
     drop((slow, other));
     until("no git", || gits(&world) == 0);
