@@ -21,7 +21,7 @@ use crate::{
         quota::{Quota, Share},
         rollout,
     },
-    state::{Change, State},
+    state::{Change, Plant, State},
 };
 
 /// How many entries of a repository are counted before it is simply too large.
@@ -50,7 +50,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let seen = principal(who).and_then(|who| {
             let plants = resolve::plants(&self.memory, &who, filter)?;
             let whole = plants.into_iter().filter(|plant| resolve::may(&self.memory, &who, Verb::See, plant));
-            Ok(whole.map(|plant| (resolve::repository(plant), plant.namespace.clone())).collect::<Vec<_>>())
+            let bare = |plant: &Plant| match &plant.uri {
+                FlakeUri::Silo(name) => Some(self.shared.settings.repositories.join(format!("{name}.git"))),
+                // What a forge has costs this host no room of a tenant's: a repository here of the same name is another's.
+                FlakeUri::Remote(_) => None,
+            };
+            Ok(whole.map(|plant| (resolve::repository(plant), bare(plant), plant.namespace.clone())).collect::<Vec<_>>())
         });
         let seen = match seen {
             Ok(seen) => seen,
@@ -59,18 +64,18 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         };
         let rows: Vec<_> = seen
             .into_iter()
-            .map(|(repository, namespace)| {
+            .map(|(repository, bare, namespace)| {
                 let share = self.shares(&namespace).into_values().fold(Share::default(), Share::and);
                 let builds = u32::from(self.deploying.contains_key(&namespace)) + self.plans(&namespace);
                 let own = self.memory.quotas.contains_key(&namespace);
                 let routes = self.memory.wants.get(&namespace).map_or(0, |want| want.routes.len());
-                (repository, self.quota_of(&namespace).clone(), own, share, builds, routes, namespace)
+                (repository, bare, self.quota_of(&namespace).clone(), own, share, builds, routes, namespace)
             })
             .collect();
         let shared = self.shared.clone();
         tokio::spawn(async move {
             let mut namespaces = Vec::new();
-            for (repository, quota, own, mut share, builds, routes, namespace) in rows {
+            for (repository, bare, quota, own, mut share, builds, routes, namespace) in rows {
                 let kept = match shared.host.retired_bytes(&namespace).await {
                     Ok(kept) => kept,
                     Err(error) => {
@@ -80,8 +85,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                     }
                 };
                 share.volumes = share.volumes.saturating_add(kept);
-                let path = shared.settings.repositories.join(format!("{repository}.git"));
-                let bytes = tokio::task::spawn_blocking(move || bytes_of(&path)).await.unwrap_or_default();
+                let bytes = tokio::task::spawn_blocking(move || bare.map_or(0, |path| bytes_of(&path))).await.unwrap_or_default();
                 let used = QuotaUse { share, repository: bytes, builds, routes: u32::try_from(routes).unwrap_or(u32::MAX) };
                 namespaces.push(QuotaReport { namespace: namespace.to_string(), repository, own, quota, used });
             }

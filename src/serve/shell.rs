@@ -292,7 +292,12 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 };
                 let expires = arguments::seconds(arguments.value("--expires").unwrap_or("7d"))?;
                 let answer = ask::within(self.agent.new_invite(uses, expires, arguments.value("--note").unwrap_or(""))).await?;
-                let shown = if arguments.json { format!("{answer}\n") } else { show::new_invite(&answer, uses, expires) };
+                let shown = if arguments.json {
+                    let until = if expires == 0 { 0 } else { show::now().saturating_add(expires) };
+                    format!("{}\n", serde_json::json!({ "version": 1, "code": answer, "usesLeft": uses, "expires": until }))
+                } else {
+                    show::new_invite(&answer, uses, expires)
+                };
                 self.print(&shown).await
             }
             "list" => {

@@ -382,6 +382,11 @@ async fn who_planted_it_finds_what_was_done_in_the_record_and_a_namesake_does_no
     planted(&world, "github:ann/app").await;
     // A repository of this host may have the same name; it is another's.
     world.create(&bob(), "app").await.unwrap();
+    // How large that is is not ann's to know.
+    world.commit("app", &[("large", &"x".repeat(100_000))]);
+    let quota = world.text(Request::Access(Access::Quota { who: ann().to_string(), filter: String::new() })).await.unwrap();
+    let quota: serde_json::Value = serde_json::from_str(&quota).unwrap();
+    assert_eq!(quota["namespaces"][0]["used"]["repository"], 0, "{quota}");
     let token = Secret("s3cret".into());
     world.handle.ask(ask(Question::SetToken { who: ann().to_string(), repository: "app".into(), token })).await.unwrap();
     let audit = |who: &KeyId| Access::Audit { who: who.to_string(), since: 0, lines: 100 };

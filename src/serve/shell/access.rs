@@ -196,7 +196,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
         }
         let since = match arguments.value("--since") {
             None => 0,
-            Some(text) => show::now().saturating_sub(arguments::seconds(text)?),
+            Some(text) => arguments::moment(text, show::now())?,
         };
         let lines = match arguments.value("--lines") {
             None => 100,

@@ -173,7 +173,7 @@ const VERBS: [Verb; 26] = [
     },
     Verb {
         name: "audit",
-        usage: "audit [--since 7d] [--lines N]",
+        usage: "audit [--since TIME] [--lines N]",
         short: "who changed what, when and from where",
         long: "What you did, and what was done to the repositories that you decide about. On the host: everything, and with --verify \
                whether anybody has changed the log.",
@@ -237,6 +237,11 @@ fn on_host(verb: &str) -> Option<(&'static str, &'static str, &'static str)> {
             "a TCP port of an instance at 127.0.0.1, until Ctrl-C",
             "At LOCALPORT, or at PORT if none is given; 0 is any that is free. The instance needs to expose nothing.",
         ),
+        "audit" => (
+            "audit [--since TIME] [--lines N] | --verify",
+            "who changed what, when and from where",
+            "Everything that anybody did. --verify says whether somebody has changed the log since.",
+        ),
         _ => return None,
     })
 }
@@ -262,10 +267,16 @@ fn options(verb: &str) -> &'static [VerbOption] {
             ("token", None, None, "Read a token for a private repository from standard input"),
             ("key", None, None, "Read a private repository with a deploy key, which is shown first"),
         ],
+        "audit" => &[
+            ("since", None, Some("TIME"), "None from before: 10m, 2h, 7d, or 2026-11-21T10:31 in UTC"),
+            ("lines", None, Some("N"), "The last N lines"),
+            ("verify", None, None, "Whether anybody has changed the log; on the host only"),
+        ],
         "invite" => &[
             ("uses", None, Some("N"), "How often it may be used"),
             ("expires", None, Some("SPAN"), "For how long: 12h, 7d, never"),
             ("note", None, Some("TEXT"), "What it is for"),
+            ("all", None, None, "List also those that can do nothing any more"),
         ],
         _ => &[],
     }
@@ -326,7 +337,7 @@ pub(super) fn all(operator: bool) -> String {
         text.push_str(&format!("  {} {usage:<38} {short}\n", prefix(operator)));
     }
     text.push_str(
-        "\nEvery verb takes --json. Exit codes: 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 the agent is away.\n",
+        "\nEvery verb but help takes --json. Exit codes: 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 the agent is away.\n",
     );
     if !operator {
         text.push_str("\nTo deploy, push a flake with `seeds`:\n\n  git push HOST:my-app\n\n");
@@ -394,6 +405,11 @@ mod tests {
     fn every_verb_has_help_and_the_operator_sees_more() {
         for known in verbs() {
             // Whatever stands in the usage can be completed, and the other way round.
+            for long in known.usage.split(|c: char| !c.is_ascii_lowercase() && c != '-').filter_map(|word| word.strip_prefix("--"))
+            {
+                let there = long.is_empty() || known.options.iter().any(|(option, ..)| *option == long);
+                assert!(there, "{}: --{long} of its usage", known.name);
+            }
             for (long, short, _, _) in known.options {
                 let named = known.usage.contains(&format!("--{long}"))
                     || short.is_some_and(|short| known.usage.contains(&format!("-{short}")));
