@@ -38,8 +38,19 @@ fn a_page_comes_by_name_through_port_80_of_the_host() {
     let stopped = format!("{host} is stopped. 503");
     machine.wait("the page that says so", Duration::from_secs(30), || (fetch(&host) == stopped).then_some(()));
     // Over TLS nothing can be said but that there is nobody of this name.
-    let to = format!("{host}:443:192.0.2.7");
-    let said = machine.run(&["curl", "-ksS", "-m", "10", "--resolve", &to, &format!("https://{host}/")]);
-    assert!(said.code == 35 && said.all().contains("unrecognized name"), "{}", said.all());
+    let refused = || {
+        let words = ["timeout", "10", "openssl", "s_client", "-connect", "192.0.2.7:443", "-servername", &host];
+        let said = machine.run(&words).all();
+        assert!(said.contains("unrecognized name") && said.contains("SSL alert number 112"), "{said}");
+    };
+    refused();
+    // Nor while it boots.
+    let mut start = machine.spawn(&ann.asks(&["start", "web"]));
+    let booting = format!("{host} is booting. 503");
+    machine.wait("the page that says that it boots", Duration::from_secs(30), || (fetch(&host) == booting).then_some(()));
+    refused();
+    assert_eq!(fetch(&host), booting, "it booted for as long as that");
+    assert!(start.wait().expect("it ends").success());
+    page();
     assert_eq!(machine.main_pid(unit), second, "nothing restarts or reloads it");
 }
