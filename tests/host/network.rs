@@ -74,5 +74,6 @@ fn namespaces_are_apart_and_members_reach_each_other_by_name() {
     bob.edit("      seeds.web = {", &format!("      {claim}      seeds.web = {{"));
     let clash = bob.push(&[]).all();
     assert!(clash.contains("ipv4.routes.page: public port 8080/tcp") && clash.contains("taken by another repository"), "{clash}");
+    assert!(clash.contains("failed at eval"), "{clash}");
     assert_eq!(outside("http://192.0.2.1:8080/").ok().trim(), "Hello from Seed");
 }
