@@ -11,6 +11,7 @@ use crate::{
     bus::{
         Refusal,
         access::{AuditEntry, AuditTrail, RepositoryList, RepositorySummary},
+        shell::AuditChecked,
     },
     host::Host,
     spec::{
@@ -118,7 +119,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return Err(Refusal::Invalid(format!("there is a repository {to} already: choose another name")));
         }
         let old = repository.name.clone();
-        let renamed = Repository { name: to.clone(), ..repository };
+        let renamed = Repository { name: to.clone(), named: now(), ..repository };
         let repositories = self.shared.settings.repositories.clone();
         clear(&repositories, &to)?;
         self.commit(vec![Change::Repo(old.clone(), None), Change::Repo(to.clone(), Some(renamed))]).await?;
@@ -153,10 +154,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let now = now();
         let mine = |repository: &&Repository| access::may(&who, Verb::Administer, repository, now);
         let mut known: std::collections::BTreeMap<String, u64> =
-            self.memory.repos.values().filter(mine).map(|repository| (repository.name.to_string(), repository.created)).collect();
+            self.memory.repos.values().filter(mine).map(|repository| (repository.name.to_string(), since_of(repository))).collect();
         for plant in self.memory.plants.values() {
             if let (FlakeUri::Remote(_), Some(repository)) = (&plant.uri, self.memory.repository_of(plant).filter(mine)) {
-                known.insert(super::resolve::recorded(plant), repository.created);
+                known.insert(super::resolve::recorded(plant), since_of(repository));
             }
         }
         let mine = known;
@@ -180,18 +181,32 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     fn verify_audit(&self, answer: Answer) {
         let directory = self.record.audit.directory().to_owned();
-        tokio::task::spawn_blocking(move || {
-            let reply = audit::verify(&directory)
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let known = match shared.host.audited().await {
+                Ok(lines) => lines.iter().filter_map(|line| audit::checkpoint(line)).collect::<Vec<_>>(),
+                Err(error) => {
+                    let refusal = Refusal::Failed(format!("the system's journal cannot be read: {}", chain(&error)));
+                    return drop(answer.send(Err(refusal)));
+                }
+            };
+            let verified = tokio::task::spawn_blocking(move || audit::verify(&directory, &known)).await;
+            let reply = verified
+                .map_err(|error| Refusal::Failed(error.to_string()))
+                .and_then(|verified| verified.map_err(|error| Refusal::Failed(chain(&error))))
                 .map(|audit::Verified { entries, first, since, hash }| {
-                    let document =
-                        serde_json::json!({ "version": 1, "entries": entries, "first": first, "since": since, "hash": hash });
-                    json(&document)
-                })
-                .map_err(|error| Refusal::Failed(chain(&error)));
+                    json(&AuditChecked { version: 1, entries, first, since, hash })
+                });
             // Who has stopped waiting does not care.
             drop(answer.send(reply));
         });
     }
+}
+
+/// From when on what is written down under a repository's name is about it, and not about one that had the name before.
+fn since_of(repository: &Repository) -> u64 {
+    let named = if repository.named == 0 { 0 } else { repository.named + 1 };
+    repository.created.max(named)
 }
 
 fn shown(entry: Entry) -> AuditEntry {

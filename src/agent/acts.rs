@@ -19,9 +19,10 @@ use crate::{
     spec::{
         access::{Principal, Verb},
         caller::Caller,
+        name::{Commit, RefName},
     },
     state::{
-        Memory,
+        Memory, Plant,
         audit::{Act, Audit},
     },
 };
@@ -74,6 +75,33 @@ impl Record {
         });
         inner
     }
+
+    /// A commit of a repository from elsewhere is taken up, which nobody with a key has asked for: a webhook came, or it was time.
+    pub async fn fetched(&self, plant: &Plant, branch: &RefName, commit: &Commit, job: &str, notes: &[String]) {
+        let act = Act {
+            at: now(),
+            who: "agent".to_owned(),
+            verb: "fetch".to_owned(),
+            arguments: vec![plant.uri.to_string(), branch.to_string(), commit.to_string()],
+            repository: resolve::recorded(plant),
+            result: cut(&done(job, notes.iter().cloned())),
+            ..Act::default()
+        };
+        if let Err(error) = self.audit.write(act).await {
+            tracing::error!(%error, "a fetch is not in the audit log");
+        }
+    }
+}
+
+/// Whether what is said of a commit tells of a change of who may what.
+pub(super) fn is_about_access(note: &str) -> bool {
+    note.starts_with("access: ")
+}
+
+/// That it was done: the job that follows from it, and whom it lets in or no longer.
+fn done(job: &str, notes: impl Iterator<Item = String>) -> String {
+    let job = if job.is_empty() { "ok".to_owned() } else { format!("ok: {job}") };
+    std::iter::once(job).chain(notes.filter(|note| is_about_access(note))).collect::<Vec<_>>().join("; ")
 }
 
 /// A tenant's text on one line, and not too much of it.
@@ -227,9 +255,10 @@ fn result_of(act: &Act, reply: &Result<Reply, Refusal>) -> Option<String> {
         "restart" | "deploy" | "rollback" | "start" => Some(format!("ok: {said}")),
         // The id, and no more of the code.
         "invite new" => Some(format!("ok: {}", said.get(..6).unwrap_or_default())),
-        _ => match document["job"].as_str() {
-            Some(job) if !job.is_empty() => Some(format!("ok: {job}")),
-            _ => Some("ok".to_owned()),
-        },
+        _ => {
+            let notes = document["notes"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+            let job = document["job"].as_str().unwrap_or_default();
+            Some(done(job, notes.map(str::to_owned)))
+        }
     }
 }

@@ -9,6 +9,9 @@ use crate::{
     spec::name::SetId,
 };
 
+/// Where to look if one of the units beside the virtual machine's does not start.
+const HELPERS: &str = "its TPM, its store or its vsock; this host's operator sees which: systemctl list-units --failed 'seed-*'";
+
 /// Waits until a guest that was just started is ready. Says each step through `say`; fails with the reason.
 pub(super) async fn wait_for_guest<H: Host, B: Builder>(
     shared: &Shared<H, B>,
@@ -40,6 +43,10 @@ pub(super) async fn wait_for_guest<H: Host, B: Builder>(
         let now = tokio::time::Instant::now();
         let idle = *idle_since.get_or_insert(now);
         match guest.active_state.as_str() {
+            // systemd would wait for the helpers; one that has failed is all there is to wait for.
+            "inactive" if now - idle > Duration::from_secs(2) && helper_failed(shared, id).await => {
+                return Err(format!("{}: {}", reason("dependency"), HELPERS));
+            }
             "inactive" | "deactivating" if now - idle > Duration::from_secs(20) => return Err(failure(&guest)),
             "inactive" | "deactivating" => {}
             _ => idle_since = None,
@@ -53,6 +60,13 @@ pub(super) async fn wait_for_guest<H: Host, B: Builder>(
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
+}
+
+/// Whether one of the units that a guest needs is what keeps it from starting.
+async fn helper_failed<H: Host, B: Builder>(shared: &Shared<H, B>, id: &SetId) -> bool {
+    // What cannot be looked at now is looked at again, or the time is up.
+    let observed = shared.host.observe().await;
+    observed.is_ok_and(|observed| observed.instances.get(id).is_some_and(|instance| instance.helper_failed))
 }
 
 fn failure(guest: &Guest) -> String {

@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     build::Builder,
-    bus::Refusal,
+    bus::{
+        Refusal,
+        shell::{InviteList, InviteSummary, InviteUse},
+    },
     host::Host,
     spec::{
         access::Principal,
@@ -102,15 +105,28 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     pub(super) fn invites(&self) -> Reply {
         let now = now();
-        let show = |invite: &Invite| {
-            serde_json::json!({
-                "id": invite.id, "state": state(invite, now), "usesLeft": invite.uses_left, "expires": invite.expires,
-                "note": invite.note, "created": invite.created, "revoked": invite.revoked, "used": invite.used,
-            })
+        let show = |invite: &Invite| InviteSummary {
+            id: invite.id.clone(),
+            state: state(invite, now).to_owned(),
+            uses_left: invite.uses_left,
+            expires: invite.expires,
+            note: invite.note.clone(),
+            created: invite.created,
+            revoked: invite.revoked,
+            used: invite
+                .used
+                .iter()
+                .map(|spent| InviteUse {
+                    key: spent.key.as_ref().map(ToString::to_string),
+                    source: spent.source.map(|source| source.to_string()),
+                    flake: spent.flake.to_string(),
+                    at: spent.at,
+                })
+                .collect(),
         };
         let mut invites: Vec<&Invite> = self.memory.invites.values().collect();
         invites.sort_by_key(|invite| (invite.created, &invite.id));
-        json(&serde_json::json!({ "version": 1, "invites": invites.into_iter().map(show).collect::<Vec<_>>() }))
+        json(&InviteList { version: 1, invites: invites.into_iter().map(show).collect() })
     }
 
     pub(super) async fn revoke_invite(&mut self, id: &str) -> Result<Reply, Refusal> {

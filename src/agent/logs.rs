@@ -25,6 +25,8 @@ use crate::{
 
 /// How many logs may be read at once.
 static READERS: Semaphore = Semaphore::const_new(256);
+/// Of how many failed units a report shows what they said.
+const MAX_FAILED: usize = 3;
 
 /// A query as it came over the bus, in bounds. A unit's name goes to journalctl, which takes patterns.
 pub fn checked(text: &str) -> Result<LogQuery, Refusal> {
@@ -92,7 +94,7 @@ pub fn of_deploy(job: Option<Job>, path: PathBuf, query: LogQuery) -> Result<std
 fn log_line(line: &Progress) -> Vec<u8> {
     let priority = if line.level == Level::Error { 3 } else { 6 };
     let source = serde_json::to_value(line.stage).ok().and_then(|stage| stage.as_str().map(str::to_owned)).unwrap_or_default();
-    let line = LogLine { at: line.at * 1000, source, priority, text: line.text.clone() };
+    let line = LogLine { at: line.at * 1000, source, priority, text: line.text.clone(), ..LogLine::default() };
     let mut text = serde_json::to_vec(&line).expect("plain data is JSON");
     text.push(b'\n');
     text
@@ -134,10 +136,20 @@ pub fn pipe<H: Host, B: Builder>(shared: Arc<Shared<H, B>>, id: InstanceId, quer
     Ok(reader)
 }
 
-/// What a guest that did not get ready said last: as text, the lines that matter.
+/// What a guest that did not get ready said last, as text: each unit of it that failed with what that said, then the lines that matter.
 pub async fn last_words<H: Host>(host: &H, id: &SetId) -> Vec<String> {
-    let lines = collect(host, id, 200).await;
-    matter(&lines).iter().map(|line| format!("{}: {}", line.source, line.text)).collect()
+    let lines = collect(host, id, "", 2_000).await;
+    let text = |line: &LogLine| format!("{}: {}", line.source, line.text);
+    let mut words = Vec::new();
+    for unit in failed_in(&lines).iter().take(MAX_FAILED) {
+        words.push(format!("{unit} failed in the guest. What it said last:"));
+        words.extend(collect(host, id, unit, 10).await.iter().map(|line| format!("  {}", text(line))));
+    }
+    if !words.is_empty() {
+        words.push("What the guest said last:".to_owned());
+    }
+    words.extend(matter(&lines).iter().map(text));
+    words
 }
 
 /// The lines before a panic and the panic itself, without the registers and traces after it; else the end.
@@ -150,7 +162,11 @@ fn matter(lines: &[LogLine]) -> &[LogLine] {
 
 /// The units that the guest's systemd said had failed, in this boot.
 pub async fn failed_units<H: Host>(host: &H, id: &SetId) -> Vec<String> {
-    let mut units: Vec<String> = collect(host, id, 2_000).await.into_iter().filter_map(|line| failed_unit(&line)).collect();
+    failed_in(&collect(host, id, "", 2_000).await)
+}
+
+fn failed_in(lines: &[LogLine]) -> Vec<String> {
+    let mut units: Vec<String> = lines.iter().filter_map(failed_unit).collect();
     units.sort();
     units.dedup();
     units
@@ -162,12 +178,15 @@ fn failed_unit(line: &LogLine) -> Option<String> {
         return None;
     }
     let (unit, _) = line.text.split_once(": Failed with result ")?;
-    (unit.contains('.') && !unit.contains(' ')).then(|| unit.to_owned())
+    // A guest may write anything there, and it is handed to journalctl.
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.@:\\".contains(c);
+    (unit.contains('.') && unit.len() <= 120 && unit.chars().all(is_name)).then(|| unit.to_owned())
 }
 
-async fn collect<H: Host>(host: &H, id: &SetId, lines: u32) -> Vec<LogLine> {
+/// The last lines of this boot, of one unit of the guest if that is not empty.
+async fn collect<H: Host>(host: &H, id: &SetId, unit: &str, lines: u32) -> Vec<LogLine> {
     let (sink, mut found) = mpsc::channel(256);
-    let query = JournalQuery { lines, this_boot: true, ..JournalQuery::default() };
+    let query = JournalQuery { lines, this_boot: true, unit: unit.to_owned(), ..JournalQuery::default() };
     let read = host.journal(std::slice::from_ref(id), query, sink);
     let gather = async {
         let mut all = Vec::new();
@@ -189,7 +208,7 @@ mod tests {
 
     #[test]
     fn of_a_panic_the_words_before_it_matter() {
-        let line = |text: String| LogLine { at: 0, source: "console".into(), priority: 6, text };
+        let line = |text: String| LogLine { source: "console".into(), priority: 6, text, ..LogLine::default() };
         let mut lines: Vec<LogLine> = (0..50).map(|n| line(format!("before {n}"))).collect();
         lines.push(line("Kernel panic - not syncing: Attempted to kill init!".into()));
         lines.extend((0..50).map(|n| line(format!("trace {n}"))));
@@ -200,10 +219,14 @@ mod tests {
 
     #[test]
     fn a_failed_unit_is_known_by_what_pid_1_says() {
-        let line = |source: &str, text: &str| LogLine { at: 0, source: source.into(), priority: 3, text: text.into() };
+        let line =
+            |source: &str, text: &str| LogLine { source: source.into(), priority: 3, text: text.into(), ..LogLine::default() };
         let said = line("systemd", "web.service: Failed with result 'exit-code'.");
         assert_eq!(failed_unit(&said).as_deref(), Some("web.service"));
         assert_eq!(failed_unit(&line("evil", "web.service: Failed with result 'exit-code'.")), None);
         assert_eq!(failed_unit(&line("systemd", "Started web.service.")), None);
+        assert_eq!(failed_unit(&line("systemd", "--directory=/etc x.service: Failed with result 'x'.")), None);
+        let said = [said.clone(), line("systemd", "db.service: Failed with result 'signal'."), said];
+        assert_eq!(failed_in(&said), ["db.service", "web.service"]);
     }
 }

@@ -1,6 +1,6 @@
 //! How much each namespace has and may have.
 
-use std::{collections::BTreeMap, os::unix::fs::MetadataExt, path::Path};
+use std::collections::BTreeMap;
 
 use super::{
     Agent, chain,
@@ -8,10 +8,11 @@ use super::{
     resolve,
 };
 use crate::{
-    build::Builder,
+    build::{Builder, disk::bytes_of},
     bus::{
         Refusal,
         access::{QuotaReport, QuotaUse},
+        shell::QuotaList,
     },
     host::Host,
     spec::{
@@ -23,9 +24,6 @@ use crate::{
     },
     state::{Change, Plant, State},
 };
-
-/// How many entries of a repository are counted before it is simply too large.
-const MAX_ENTRIES: u32 = 2_000_000;
 
 impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// What a namespace may have: its own quota, or what the configuration gives to all.
@@ -51,9 +49,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             let plants = resolve::plants(&self.memory, &who, filter)?;
             let whole = plants.into_iter().filter(|plant| resolve::may(&self.memory, &who, Verb::See, plant));
             let bare = |plant: &Plant| match &plant.uri {
-                FlakeUri::Silo(name) => Some(self.shared.settings.repositories.join(format!("{name}.git"))),
-                // What a forge has costs this host no room of a tenant's: a repository here of the same name is another's.
-                FlakeUri::Remote(_) => None,
+                FlakeUri::Silo(name) => self.shared.settings.repositories.join(format!("{name}.git")),
+                // A repository here of the same name is another's.
+                FlakeUri::Remote(_) => self.shared.settings.remotes.fetcher.path(&plant.namespace),
             };
             Ok(whole.map(|plant| (resolve::repository(plant), bare(plant), plant.namespace.clone())).collect::<Vec<_>>())
         });
@@ -85,12 +83,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                     }
                 };
                 share.volumes = share.volumes.saturating_add(kept);
-                let bytes = tokio::task::spawn_blocking(move || bare.map_or(0, |path| bytes_of(&path))).await.unwrap_or_default();
+                let bytes = tokio::task::spawn_blocking(move || bytes_of(&bare)).await.unwrap_or_default();
                 let used = QuotaUse { share, repository: bytes, builds, routes: u32::try_from(routes).unwrap_or(u32::MAX) };
                 namespaces.push(QuotaReport { namespace: namespace.to_string(), repository, own, quota, used });
             }
             // Who has stopped waiting does not care.
-            drop(answer.send(Ok(json(&serde_json::json!({ "version": 1, "namespaces": namespaces })))));
+            drop(answer.send(Ok(json(&QuotaList { version: 1, namespaces }))));
         });
     }
 
@@ -135,43 +133,5 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 Bytes(used)
             )))
         }
-    }
-}
-
-/// Bytes on the disk, of all that is below a directory. Links are not followed; what vanishes meanwhile does not count.
-fn bytes_of(path: &Path) -> u64 {
-    let (mut sum, mut entries) = (0u64, 0u32);
-    let mut left = vec![path.to_owned()];
-    while let Some(directory) = left.pop() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            entries += 1;
-            if entries > MAX_ENTRIES {
-                return u64::MAX;
-            }
-            let Ok(metadata) = entry.metadata() else { continue };
-            sum = sum.saturating_add(metadata.blocks().saturating_mul(512));
-            if metadata.is_dir() {
-                left.push(entry.path());
-            }
-        }
-    }
-    sum
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_directory_is_measured_without_following_links() {
-        let dir = tempfile::tempdir().unwrap();
-        let inner = dir.path().join("a/b");
-        std::fs::create_dir_all(&inner).unwrap();
-        std::fs::write(inner.join("x"), vec![1; 100_000]).unwrap();
-        std::os::unix::fs::symlink("/", dir.path().join("root")).unwrap();
-        std::os::unix::fs::symlink("..", inner.join("round")).unwrap();
-        let bytes = bytes_of(dir.path());
-        assert!((100_000..200_000).contains(&bytes), "{bytes}");
-        assert_eq!(bytes_of(&dir.path().join("nothing")), 0);
     }
 }

@@ -215,7 +215,8 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             _ => remote.url(&settings.github),
         };
         let host_key = self.memory.upstreams.get(namespace).and_then(|upstream| upstream.host_key.clone());
-        Wanted { namespace: namespace.clone(), url, branch: remote.branch().cloned(), known: None, credential, host_key }
+        let (branch, most) = (remote.branch().cloned(), self.quota_of(namespace).repository);
+        Wanted { namespace: namespace.clone(), url, branch, known: None, credential, host_key, most }
     }
 
     /// Fetches a planted repository; with a job it is deployed whether or not there is something new.
@@ -306,17 +307,28 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         // Its forge decides who may push there; whoever may is taken at his word.
         let (keys, notes) = new_keys(&upstream.repository, &Principal::Operator, keys, now());
         let repository = Repository { keys, ..upstream.repository.clone() };
-        let ask = Ask { repo: repository.name.clone(), reference: branch.clone(), commit: commit.clone(), by: plant.by, at: now() };
+        let ask = Ask {
+            repo: repository.name.clone(),
+            reference: branch.clone(),
+            commit: commit.clone(),
+            by: plant.by.clone(),
+            at: now(),
+        };
         let upstream = Upstream { repository, branch: Some(branch.clone()), seen: Some(commit.clone()), host_key, ..upstream };
         let mut batch = self.superseded(namespace);
         batch.extend([Change::Upstream(namespace.clone(), Some(upstream)), Change::Ask(namespace.clone(), Some(ask.clone()))]);
         let committed = self.commit(batch).await;
+        let asked = job.is_some();
         let job = job.unwrap_or_else(|| self.jobs.create(namespace.clone()));
-        for note in notes {
-            job.say(Stage::Fetch, Level::Info, note);
-        }
         match committed {
             Ok(()) => {
+                // Who asked for a deploy has a line for that; what a webhook led to, and whom it lets in, is nobody else's.
+                if !asked || notes.iter().any(|note| super::acts::is_about_access(note)) {
+                    self.record.fetched(&plant, &branch, &commit, &job.name, &notes).await;
+                }
+                for note in notes {
+                    job.say(Stage::Fetch, Level::Info, note);
+                }
                 tracing::info!(%namespace, flake = %plant.uri, %commit, "fetched");
                 job.say(Stage::Fetch, Level::Info, format!("{} is at {}", branch.short(), &commit.as_str()[..12]));
                 self.enqueue_as(namespace.clone(), ask, job);

@@ -272,7 +272,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         tracing::info!(%namespace, flake = %uri, "planted");
         let job = ask.map(|ask| self.enqueue(namespace.clone(), ask).name).unwrap_or_default();
         let suffix = format!("{namespace}.{}", self.shared.settings.layout.domain);
-        Ok(json(&Planted { namespace: namespace.to_string(), flake: uri.to_string(), job, suffix }))
+        Ok(json(&Planted { version: 1, namespace: namespace.to_string(), flake: uri.to_string(), job, suffix }))
     }
 
     /// Deploys the default branch as it is.

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::{Agent, access::Question, acme, chain, domain, enter::Enter, history::History, logs, now, remote, resolve};
 use crate::{
     build::Builder,
-    bus::Refusal,
+    bus::{Refusal, shell::StepList},
     host::Host,
     spec::{
         access::{self, Principal, Reach, Verb},
@@ -150,7 +150,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 Ok(observed) => {
                     let steps = crate::plan::plan(&target, &observed);
                     let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
-                    Ok(json(&serde_json::json!({ "version": 1, "steps": steps })))
+                    Ok(json(&StepList { version: 1, steps }))
                 }
                 Err(error) => Err(Refusal::Failed(format!("could not look at the machine: {}", chain(&error)))),
             };

@@ -38,6 +38,8 @@ pub struct Wanted {
     pub credential: Option<Credential>,
     /// The fingerprint of the host key that the server is known by, over SSH.
     pub host_key: Option<KeyId>,
+    /// How much room the repository may take here.
+    pub most: Bytes,
 }
 
 /// A file with what a private repository is read with.
@@ -94,7 +96,8 @@ impl Fetcher {
             Self::Here { git, seed, allow, .. } => {
                 let (git, branch, known) = (git.clone(), wanted.branch.clone(), wanted.known.clone());
                 let (seed, host_key, url) = (seed.clone(), wanted.host_key.iter().cloned().collect(), wanted.url.clone());
-                let args = Args { git, into, branch, known, seed, host_key, allow: allow.clone(), url };
+                let (allow, most) = (allow.clone(), wanted.most.0);
+                let args = Args { git, into, branch, known, seed, host_key, allow, most, url };
                 let shown =
                     wanted.credential.as_ref().map(Credential::shown).transpose().map_err(|error| host(error.to_string()))?;
                 let fetched = tokio::task::spawn_blocking(move || {
@@ -122,7 +125,7 @@ impl Fetcher {
             command.arg("--property").arg(property);
         }
         command.arg("--").arg(seed).arg("fetch-repository").arg("--git").arg(git).arg("--into").arg(into);
-        command.arg("--seed").arg(seed);
+        command.arg("--seed").arg(seed).arg(format!("--most={}", wanted.most.0));
         if let Some(key) = &wanted.host_key {
             command.arg("--host-key").arg(key.as_str());
         }

@@ -16,8 +16,11 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{git_ssh, reach};
-use crate::spec::name::{Commit, KeyId, NameError, RefName};
+use super::{disk, git_ssh, reach};
+use crate::spec::{
+    name::{Commit, KeyId, NameError, RefName},
+    quantity::Bytes,
+};
 
 /// Fetches one branch of a repository.
 #[derive(Debug, Clone, clap::Args)]
@@ -43,6 +46,9 @@ pub struct Args {
     /// A network that may be reached although it is not public
     #[arg(long, value_name = "NETWORK")]
     pub allow: Vec<IpNet>,
+    /// How many bytes the repository may take on this host's disk
+    #[arg(long, value_name = "BYTES")]
+    pub most: u64,
     /// Where the repository is
     pub url: String,
 }
@@ -99,6 +105,10 @@ pub enum MirrorError {
     NoDefault(String),
     #[error("{0} is larger than this host takes ([ssh] max_pack)")]
     TooLarge(String),
+    #[error(
+        "the newest commit of {url} takes {used} on the disk of this host, and may take {most}: ask the operator for more (`quota` shows it)"
+    )]
+    OverQuota { url: String, used: Bytes, most: Bytes },
     #[error("git could not read {url}: {said}")]
     Git { url: String, said: String },
     #[error("could not {deed} {path}: {source}")]
@@ -132,21 +142,36 @@ pub fn fetch(args: &Args, shown: Option<&Shown>) -> Result<Found, MirrorError> {
         fs::remove_dir_all(&args.into).map_err(|source| file("remove", &args.into, source))?;
     }
     fs::write(&unfinished, "").map_err(|source| file("write", &unfinished, source))?;
+    // What it had of older commits makes room for the newest.
+    let mut commit = bring(&git, &found)?;
+    if disk::bytes_of(&args.into) > args.most {
+        fs::remove_dir_all(&args.into).map_err(|source| file("remove", &args.into, source))?;
+        commit = bring(&git, &found)?;
+        let used = disk::bytes_of(&args.into);
+        if used > args.most {
+            fs::remove_dir_all(&args.into).map_err(|source| file("remove", &args.into, source))?;
+            return Err(MirrorError::OverQuota { url: args.url.clone(), used: Bytes(used).rough(), most: Bytes(args.most) });
+        }
+    }
+    if packs(&args.into) < MAX_PACKS {
+        fs::remove_file(&unfinished).map_err(|source| file("remove", &unfinished, source))?;
+    }
+    Ok(Found { commit, ..found })
+}
+
+/// Fetches the newest commit of the branch into the repository, which is made if it is not there.
+fn bring(git: &Git<'_>, found: &Found) -> Result<Commit, MirrorError> {
+    let (args, name) = (git.args, found.branch.as_str());
     if !args.into.exists() {
         git.run(git.command(None).args(["init", "--quiet", "--bare", "--template="]).arg("--").arg(&args.into))?;
     }
-    let name = found.branch.as_str();
     let mut fetch = git.command(Some(&args.into));
     fetch.args(["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head"]);
     fetch.args(["--no-auto-maintenance", "--force", "--refmap=", "--"]).arg(&args.url).arg(format!("+{name}:{name}"));
     git.run(&mut fetch)?;
     git.run(git.command(Some(&args.into)).args(["symbolic-ref", "HEAD", name]))?;
     let at = git.run(git.command(Some(&args.into)).args(["rev-parse", "--verify", "--quiet", "--end-of-options", name]))?;
-    let commit = String::from_utf8_lossy(&at).trim().parse().map_err(|error: NameError| git.said(error.to_string()))?;
-    if packs(&args.into) < MAX_PACKS {
-        fs::remove_file(&unfinished).map_err(|source| file("remove", &unfinished, source))?;
-    }
-    Ok(Found { commit, ..found })
+    String::from_utf8_lossy(&at).trim().parse().map_err(|error: NameError| git.said(error.to_string()))
 }
 
 fn packs(repository: &Path) -> usize {
@@ -410,6 +435,7 @@ mod tests {
             seed: "/usr/bin/seed".into(),
             host_key: Vec::new(),
             allow: allow.iter().map(|net| net.parse().unwrap()).collect(),
+            most: 1 << 30,
             url: url.to_owned(),
         }
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "this room runs nix")]
 
 pub mod complaint;
+pub mod disk;
 pub mod fetch;
 pub mod git_ssh;
 mod mirror;

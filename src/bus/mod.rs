@@ -8,6 +8,7 @@ pub mod access;
 pub mod acme;
 pub mod domain;
 pub mod history;
+pub mod shell;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -228,6 +229,10 @@ pub struct Opened {
     pub room: u64,
 }
 
+fn first() -> u32 {
+    1
+}
+
 fn no_limit() -> u64 {
     u64::MAX
 }
@@ -246,6 +251,8 @@ pub struct Pushed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Planted {
+    #[serde(default = "first")]
+    pub version: u32,
     pub namespace: String,
     pub flake: String,
     /// The job of the first deployment; empty if the repository has no default branch yet.
@@ -317,7 +324,7 @@ pub struct LogQuery {
 }
 
 /// One line of `logs`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogLine {
     /// Microseconds since 1970.
@@ -327,65 +334,13 @@ pub struct LogLine {
     /// syslog priority, 0 to 7.
     pub priority: u8,
     pub text: String,
+    /// The unit of the guest that logged it; empty if it was none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub unit: String,
+    /// The process that logged it, as the guest numbers it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json, to_value};
-
-    use super::{history::*, *};
-
-    fn read<T: serde::de::DeserializeOwned>(document: &Value) -> T {
-        serde_json::from_value(document.clone()).expect("readable")
-    }
-
-    /// Whoever reads what `--json` prints relies on every name here. Fields may be added; a change of one raises the version.
-    #[test]
-    fn what_json_prints_is_what_was_promised() {
-        let domain = json!({
-            "name": "www.example.com", "namespace": "s-a", "instance": "app/web", "origin": "flake", "state": "pending", "since": 7,
-            "lostAt": 0, "detail": "it is no CNAME", "next": 8, "delegated": false,
-            "records": { "cname": "web.s-a.seed.example", "txtName": "_seed-challenge.www.example.com", "txt": "seed-x",
-                         "acmeName": "_acme-challenge.www.example.com", "acme": "_acme-x.s-a.seed.example" },
-        });
-        let domains = json!({ "version": 1, "domains": [domain] });
-        assert_eq!(to_value(read::<domain::DomainList>(&domains)).expect("plain"), domains);
-        let instance = json!({
-            "name": "web", "state": "degraded", "detail": "failed in it: nginx.service", "since": 7, "restarts": 1,
-            "fqdn": "web.s-a.seed.example", "ipv4": "10.88.0.2", "ipv6": "fd5e::2", "ports": ["http 80/tcp"],
-            "routes": [{ "name": "web", "addresses": ["192.0.2.7", "192.0.2.8"], "port": 8080, "protocol": "tcp", "targetPort": 80 }], "vcpus": 1,
-            "memoryMib": 512, "memoryUsed": 1024, "cpuMilli": 250,
-            "volumes": [{ "name": "data", "size": 67_108_864, "used": 4096, "mountPoint": "/seed/storage/data" }],
-            "failedUnits": ["nginx.service"], "stoppedBy": "", "pinnedBy": "operator", "restartPending": false,
-            "domains": [domain],
-        });
-        let status = json!({
-            "version": 1,
-            "namespaces": [{
-                "namespace": "s-a", "flake": "silo:app", "generation": "0123456789ab", "commit": "0", "deploying": "",
-                "instances": [instance], "retired": ["web/old (64Mi)"],
-            }],
-            "unplanted": ["other"],
-        });
-        assert_eq!(to_value(read::<Status>(&status)).expect("plain"), status);
-        let deploys = json!({
-            "version": 1,
-            "namespaces": [{
-                "namespace": "s-a", "flake": "silo:app", "generation": "0123456789ab", "kept": ["ba9876543210"],
-                "deploys": [{
-                    "at": 1, "seconds": 2, "by": "operator", "kind": "rollback", "branch": "main", "commit": "0", "generation": "",
-                    "outcome": "failed", "stages": [{ "stage": "boot", "milliseconds": 12 }], "changes": ["web: restart"], "text": "no",
-                }],
-            }],
-        });
-        assert_eq!(to_value(read::<Deploys>(&deploys)).expect("plain"), deploys);
-        let line = json!({ "at": 1, "source": "console", "priority": 6, "text": "x" });
-        assert_eq!(to_value(read::<LogLine>(&line)).expect("plain"), line);
-        let progress = json!({ "at": 1, "stage": "run", "level": "info", "text": "x", "outcome": "done" });
-        assert_eq!(to_value(read::<Progress>(&progress)).expect("plain"), progress);
-        let pinned = json!({ "version": 1, "instance": "app/web", "pinned": true, "changed": false });
-        assert_eq!(to_value(read::<Pinned>(&pinned)).expect("plain"), pinned);
-        let unplanted = json!({ "version": 1, "namespace": "s-a", "flake": "silo:app", "job": "1-2", "kept": ["x"] });
-        assert_eq!(to_value(read::<Unplanted>(&unplanted)).expect("plain"), unplanted);
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::spec::quantity::Bytes;
+use crate::spec::quantity::{Bytes, SizeError};
 
 pub(super) fn pool4(text: &str) -> Result<Ipv4Net, String> {
     let net: Ipv4Net = text.parse().map_err(|_| "is no IPv4 network: write one with its length, as in 10.83.0.0/16".to_owned())?;
@@ -77,9 +77,11 @@ pub(super) fn ssh_url(text: &str) -> Result<String, String> {
 
 pub(super) fn size(text: &str, least: &str, most: &str) -> Result<Bytes, String> {
     let limit = |text: &str| text.parse::<Bytes>().expect("a size of this file");
-    let size: Bytes =
-        text.parse().map_err(|_| "is no size: write a whole number and one of Ki, Mi, Gi, Ti, as in 500Mi or 1Gi".to_owned())?;
-    if (limit(least)..=limit(most)).contains(&size) { Ok(size) } else { Err(format!("must be from {least} to {most}")) }
+    match text.parse::<Bytes>() {
+        Ok(size) if (limit(least)..=limit(most)).contains(&size) => Ok(size),
+        Ok(_) | Err(SizeError::Large(_)) => Err(format!("must be from {least} to {most}")),
+        Err(SizeError::Form(_)) => Err("is no size: write a whole number and one of Ki, Mi, Gi, Ti, as in 500Mi or 1Gi".to_owned()),
+    }
 }
 
 pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {

@@ -16,10 +16,12 @@ use crate::bus::LogLine;
 
 /// What is asked for of each entry. Without --all a field of more than 4096 bytes is left out: a guest may log what would not fit into
 /// memory.
-const FIELDS: &str = "--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_COMM,_TRANSPORT,_SYSTEMD_UNIT";
+const FIELDS: &str = "--output-fields=MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_COMM,_TRANSPORT,_SYSTEMD_UNIT,_PID";
 
 /// How long lines are held back while following, so that the two sources come out in order.
 const WINDOW: Duration = Duration::from_millis(250);
+/// How many entries of the audit log are looked for in the journal.
+pub const CHECKPOINTS: u32 = 10_000;
 /// The longest line that is shown, in characters.
 const MAX_LINE: usize = 4_000;
 
@@ -150,6 +152,20 @@ async fn follow(found: &mut mpsc::Receiver<LogLine>, sink: &mpsc::Sender<LogLine
     }
 }
 
+/// The newest lines that this host's agent has written into the system's journal about its audit log: the text of each.
+pub async fn audited() -> Result<Vec<String>, HostError> {
+    let mut command = Command::new("journalctl");
+    command.args(["--quiet", "--no-pager", "--output=cat", "--unit=seed-agent.service", "--grep=^audit number=", "--reverse"]);
+    command.arg(format!("--lines={CHECKPOINTS}")).stdin(Stdio::null()).kill_on_drop(true);
+    let failed = |output: String| HostError::Command { command: "journalctl --grep".to_owned(), output };
+    let output = command.output().await.map_err(|error| failed(error.to_string()))?;
+    // It ends with 1 if no line fits, and says nothing then.
+    if !output.status.success() && !output.stderr.is_empty() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+}
+
 /// One line of `journalctl --output=json`. `host` says that it is of the host's journal.
 fn parse(text: &str, host: bool) -> Option<LogLine> {
     let entry: Value = serde_json::from_str(text).ok()?;
@@ -167,7 +183,13 @@ fn parse(text: &str, host: bool) -> Option<LogLine> {
         Some(Value::Null) => "(a message of more than 4096 bytes: it is whole in the guest's own journal)".to_owned(),
         _ => field("MESSAGE")?,
     };
-    Some(LogLine { at, source: clean(&source, 60), priority, text: clean(&text, MAX_LINE) })
+    // Of the console and of what the host says, both are the host's own.
+    let (unit, pid) = match host {
+        true => (None, None),
+        false => (field("_SYSTEMD_UNIT"), field("_PID").and_then(|pid| pid.parse().ok())),
+    };
+    let unit = clean(&unit.unwrap_or_default(), 120);
+    Some(LogLine { at, source: clean(&source, 60), priority, text: clean(&text, MAX_LINE), unit, pid })
 }
 
 /// A field is text, or a list of bytes where it is not UTF-8, or a list of either where it was given twice.
@@ -196,9 +218,10 @@ mod tests {
 
     #[test]
     fn a_line_of_either_journal_is_read_and_cleaned() {
-        let guest = r#"{"__REALTIME_TIMESTAMP":"17","MESSAGE":"a\u001b[31mb\tc","PRIORITY":"3","SYSLOG_IDENTIFIER":"nginx"}"#;
+        let guest = r#"{"__REALTIME_TIMESTAMP":"17","MESSAGE":"a\u001b[31mb\tc","PRIORITY":"3","SYSLOG_IDENTIFIER":"nginx","_SYSTEMD_UNIT":"nginx.service","_PID":"41"}"#;
         let line = parse(guest, false).unwrap();
         assert_eq!((line.at, line.source.as_str(), line.priority, line.text.as_str()), (17, "nginx", 3, "a[31mb c"));
+        assert_eq!((line.unit.as_str(), line.pid), ("nginx.service", Some(41)));
         let console = r#"{"__REALTIME_TIMESTAMP":"18","MESSAGE":[80,255,105],"_TRANSPORT":"stdout"}"#;
         let line = parse(console, true).unwrap();
         assert_eq!((line.source.as_str(), line.text.as_str()), ("console", "P\u{fffd}i"));
@@ -216,7 +239,7 @@ mod tests {
         let (lines, mut found) = mpsc::channel(16);
         let (sink, mut out) = mpsc::channel(16);
         for at in [5, 1, 4, 2, 3] {
-            let line = LogLine { at, source: String::new(), priority: 6, text: String::new() };
+            let line = LogLine { at, priority: 6, ..LogLine::default() };
             lines.send(line).await.unwrap();
         }
         drop(lines);

@@ -57,6 +57,8 @@ pub trait Host: Send + Sync + 'static {
         query: JournalQuery,
         sink: mpsc::Sender<LogLine>,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// The newest lines that the agent has written into the system's journal about its audit log.
+    fn audited(&self) -> impl Future<Output = Result<Vec<String>, HostError>> + Send;
     /// Opens a stream to a vsock port of a running guest.
     fn connect(&self, id: &SetId, port: u32) -> impl Future<Output = Result<OwnedFd, HostError>> + Send;
     /// The volumes that were retired: `(namespace, instance/volume and size, in words)`.
@@ -399,6 +401,10 @@ impl Host for Machine {
     async fn connect(&self, id: &SetId, port: u32) -> Result<OwnedFd, HostError> {
         let connected = vsock::connect(&self.layout.run_of(id), port).await;
         connected.map_err(|source| HostError::Connect { id: id.clone(), port, source })
+    }
+
+    async fn audited(&self) -> Result<Vec<String>, HostError> {
+        journal::audited().await
     }
 
     async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {

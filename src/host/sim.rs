@@ -70,6 +70,7 @@ struct Machine {
     boot: Boot,
     boots: BTreeMap<SetId, Boot>,
     failed_units: BTreeMap<SetId, Vec<String>>,
+    audited: Vec<String>,
     applied: Vec<Step>,
     observations: usize,
     fail_apply: Option<usize>,
@@ -162,6 +163,11 @@ impl Sim {
     /// Units of the guest have failed; the guest runs on.
     pub fn fail_units(&self, id: impl Into<SetId>, units: &[&str]) {
         self.lock().failed_units.insert(id.into(), units.iter().map(|unit| (*unit).to_owned()).collect());
+    }
+
+    /// The system's journal has this line about the audit log.
+    pub fn audited_line(&self, line: String) {
+        self.lock().audited.push(line);
     }
 
     /// systemd gives the guest up.
@@ -287,7 +293,7 @@ impl Host for Sim {
         for id in sets.iter().filter(|id| self.boots(*id) > 0) {
             let (source, text) = ("console".to_owned(), format!("a line of {id}"));
             // Nobody listening is as good as having read it.
-            drop(sink.send(LogLine { at: 1, source, priority: 6, text }).await);
+            drop(sink.send(LogLine { at: 1, source, priority: 6, text, ..LogLine::default() }).await);
         }
         Ok(())
     }
@@ -301,6 +307,10 @@ impl Host for Sim {
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         machine.entered.push((id.clone(), port, theirs));
         Ok(ours.into())
+    }
+
+    async fn audited(&self) -> Result<Vec<String>, HostError> {
+        Ok(self.lock().audited.clone())
     }
 
     async fn retired(&self) -> Result<Vec<(String, String)>, HostError> {

@@ -144,6 +144,7 @@ pub async fn run_until(
     sockets: Sockets,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let status = status(&sockets.missing());
     let repositories = settings.repositories.clone();
     std::fs::create_dir_all(&repositories).map_err(|source| ServeError::Repositories { path: repositories.clone(), source })?;
     git::sweep(&repositories);
@@ -206,7 +207,7 @@ pub async fn run_until(
     for listener in sockets.dns_tcp {
         listeners.spawn(stoppable(stopping.clone(), dns::serve_tcp(Arc::clone(&names), Arc::clone(&askers), listener)));
     }
-    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("all doors are open")]);
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
     tracing::info!(domain = %doors.settings.domain, "opened the doors");
 
     let ended = tokio::select! {
@@ -227,6 +228,19 @@ pub async fn run_until(
     }
     tracing::info!("closed the doors");
     ended
+}
+
+/// What `systemctl status` says of the doors. Those that are closed are also told to the journal, for somebody may miss them.
+fn status(missing: &[&str]) -> String {
+    for unit in missing {
+        tracing::warn!(
+            "{unit} is not open: systemctl status {unit} says why, if it should be (another program has its port, mostly)"
+        );
+    }
+    match missing {
+        [] => "all doors are open".to_owned(),
+        units => format!("open, but not: {}", units.join(", ")),
+    }
 }
 
 async fn stoppable(stopping: CancellationToken, task: impl Future<Output = ()>) {

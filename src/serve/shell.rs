@@ -25,7 +25,7 @@ use super::{
     progress::{self, Teller, plain},
 };
 use crate::{
-    bus::{Outcome, Planted, Refusal, SeedProxy, Status},
+    bus::{Outcome, Planted, Refusal, SeedProxy, Status, shell as documents},
     spec::caller::Caller,
 };
 
@@ -39,10 +39,7 @@ pub use help::{Known, verbs};
 pub fn alone(words: &[String], operator: bool) -> Option<Result<String, Refusal>> {
     let (verb, rest) = words.split_first()?;
     match verb.as_str() {
-        "help" => Some(match rest.iter().find(|word| !word.starts_with('-')) {
-            Some(verb) => help::of(verb, operator),
-            None => Ok(help::all(operator)),
-        }),
+        "help" => Some(help::asked(rest, operator)),
         verb if !help::known(verb) => Some(Err(help::unknown(verb, operator))),
         // What stands behind an instance is for what runs there.
         "exec" if rest.first().is_none_or(|word| word != "--help" && word != "-h") => None,
@@ -123,17 +120,21 @@ where
 
 /// How a refusal is told.
 pub fn error_line(refusal: &Refusal, json: bool) -> String {
-    let words = ask::words(refusal);
-    match json {
-        true => serde_json::json!({ "version": 1, "error": { "kind": kind(refusal), "text": words } }).to_string(),
-        false => format!("error: {words}"),
+    error_text(kind(refusal), &ask::words(refusal), json)
+}
+
+/// How an error of this kind is told.
+pub fn error_text(kind: &str, text: &str, json: bool) -> String {
+    if !json {
+        return format!("error: {text}");
     }
+    let error = documents::Trouble { kind: kind.to_owned(), text: text.to_owned() };
+    documents::line(&documents::Failure { version: 1, error }).trim_end().to_owned()
 }
 
 /// The document of `whoami`.
 fn whoami(key: &str, who: Option<&Caller>) -> String {
-    let source = who.and_then(Caller::source);
-    serde_json::json!({ "version": 1, "key": key, "source": source }).to_string()
+    documents::line(&documents::Whoami { version: 1, key: key.to_owned(), source: who.and_then(Caller::source) })
 }
 
 fn kind(refusal: &Refusal) -> &'static str {
@@ -165,18 +166,12 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
         }
         let arguments = |flags: &[&str], valued: &[&str], at_most| Arguments::parse(verb, rest, flags, valued, at_most);
         match verb.as_str() {
-            "help" | "--help" | "-h" => {
-                let arguments = arguments(&[], &[], 1)?;
-                match arguments.words.first() {
-                    Some(verb) => self.print(&help::of(verb, operator)?).await,
-                    None => self.print(&help::all(operator)).await,
-                }
-            }
+            "help" | "--help" | "-h" => self.print(&help::asked(rest, operator)?).await,
             "whoami" => {
                 let arguments = arguments(&[], &[], 0)?;
                 let name = self.who.map_or("operator", |caller| caller.key().as_str());
-                let shown = if arguments.json { whoami(name, self.who) } else { name.to_owned() };
-                self.print(&format!("{shown}\n")).await
+                let shown = if arguments.json { whoami(name, self.who) } else { format!("{name}\n") };
+                self.print(&shown).await
             }
             "status" => self.status(&arguments(&["--watch", "-w"], &[], 1)?).await,
             "logs" => self.logs(rest).await,
@@ -294,7 +289,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 let answer = ask::within(self.agent.new_invite(uses, expires, arguments.value("--note").unwrap_or(""))).await?;
                 let shown = if arguments.json {
                     let until = if expires == 0 { 0 } else { show::now().saturating_add(expires) };
-                    format!("{}\n", serde_json::json!({ "version": 1, "code": answer, "usesLeft": uses, "expires": until }))
+                    documents::line(&documents::NewInvite { version: 1, code: answer, uses_left: uses, expires: until })
                 } else {
                     show::new_invite(&answer, uses, expires)
                 };
@@ -315,7 +310,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 let id = arguments.required(0, "the id of an invite: invite list shows them")?;
                 ask::within(self.agent.revoke_invite(id)).await?;
                 let shown = if arguments.json {
-                    format!("{}\n", serde_json::json!({ "version": 1, "revoked": id }))
+                    documents::line(&documents::InviteRevoked { version: 1, revoked: id.to_owned() })
                 } else {
                     format!("{} is revoked\n", plain(id))
                 };

@@ -72,6 +72,20 @@ impl Sockets {
         }
         Ok(sockets)
     }
+
+    /// The socket units of doors that nothing was passed for: switched off, or something else has their port.
+    pub fn missing(&self) -> Vec<&'static str> {
+        [
+            (self.dns_udp.is_empty(), "seed-serve-dns-udp.socket"),
+            (self.dns_tcp.is_empty(), "seed-serve-dns-tcp.socket"),
+            (self.http.is_empty(), "seed-serve-http.socket"),
+            (self.https.is_empty(), "seed-serve-https.socket"),
+            (self.acme.is_empty(), "seed-serve-acme.socket"),
+        ]
+        .into_iter()
+        .filter_map(|(missing, unit)| missing.then_some(unit))
+        .collect()
+    }
 }
 
 fn tcp(fd: OwnedFd) -> std::io::Result<TcpListener> {

@@ -153,12 +153,15 @@ pub struct Repository {
     pub created: u64,
     #[serde(default)]
     pub visibility: Visibility,
+    /// When it was renamed last, in seconds since 1970; 0 if it never was. The name was perhaps another's before.
+    #[serde(default)]
+    pub named: u64,
 }
 
 impl Repository {
     /// A repository that was created just now.
     pub fn new(name: RepoName, owner: KeyId, created: u64) -> Self {
-        Self { name, owner, keys: Vec::new(), created, visibility: Visibility::default() }
+        Self { name, owner, keys: Vec::new(), created, visibility: Visibility::default(), named: 0 }
     }
 }
 

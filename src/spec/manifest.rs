@@ -10,7 +10,7 @@ use super::{
     domain,
     instance::{Port, Protocol, Rollout, Size, Volume, services, sizes},
     name::{CustomDomain, InstanceName, PortName, VolumeName},
-    quantity::Bytes,
+    quantity::{Bytes, SizeError},
 };
 
 /// The only version of the meta JSON there is.
@@ -217,10 +217,23 @@ fn check(place: &str, attribute: &str, wire: Wire) -> Result<Manifest, Vec<Probl
     let mut volumes: BTreeMap<VolumeName, Volume> = BTreeMap::new();
     for (key, wanted) in &wire.storage {
         let at = format!(".storage.{key}");
-        let size = wanted.size.parse::<Bytes>().map_err(|error| say(&format!("{at}.size"), error.to_string())).ok();
-        if let Some(size) = size.filter(|size| !(MIN_VOLUME..=MAX_VOLUME).contains(size)) {
-            say(&format!("{at}.size"), format!("{:?} ({size}) is out of range: write {MIN_VOLUME} to {MAX_VOLUME}", wanted.size));
-        }
+        let mut refuse = |what: &str| say(&format!("{at}.size"), format!("{:?} {what}", wanted.size));
+        let range = format!("is out of range: write {MIN_VOLUME} to {MAX_VOLUME}");
+        let size = match wanted.size.parse::<Bytes>() {
+            Ok(size) if (MIN_VOLUME..=MAX_VOLUME).contains(&size) => Some(size),
+            Ok(size) => {
+                refuse(&format!("({size}) {range}"));
+                None
+            }
+            Err(SizeError::Large(_)) => {
+                refuse(&range);
+                None
+            }
+            Err(error @ SizeError::Form(_)) => {
+                say(&format!("{at}.size"), error.to_string());
+                None
+            }
+        };
         let mount_point = wanted.mount_point.clone().unwrap_or_else(|| format!("/seed/storage/{key}"));
         if let Err(what) = check_mount_point(&mount_point) {
             say(&format!("{at}.mountPoint"), what);
@@ -336,7 +349,7 @@ mod tests {
             "version": 1, "name": "api", "size": "xxl", "rollout": "rolling",
             "expose": { "http": { "port": 0 }, "UP": { "port": 1 }, "a": { "port": 80 }, "b": { "port": 80, "protocol": "dns" } },
             "domains": ["WWW.example.com", "www.example.com", "192.0.2.1"],
-            "storage": { "z": { "size": "0Mi" }, "big": { "size": "1048577Ti" }, "n": { "size": "12" },
+            "storage": { "z": { "size": "0Mi" }, "big": { "size": "1048577Ti" }, "zib": { "size": "1073741824Ti" }, "n": { "size": "12" },
                          "nix": { "size": "1Gi", "mountPoint": "/nix/store" }, "up": { "size": "1Gi", "mountPoint": "/a/../b" } },
         }));
         for part in [
@@ -350,6 +363,7 @@ mod tests {
             "storage.z.size: \"0Mi\" (0Ki) is out of range: write 8Mi to 16Ti",
             "storage.n.size: \"12\" is no size",
             "storage.big.size: \"1048577Ti\"",
+            "storage.zib.size: \"1073741824Ti\" is out of range: write 8Mi to 16Ti",
             "storage.nix.mountPoint: \"/nix/store\" would hide /nix",
             "storage.up.mountPoint:",
             "rollout: \"rolling\" runs two machines at once",

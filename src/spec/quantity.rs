@@ -11,8 +11,12 @@ pub struct Bytes(pub u64);
 
 /// Why a text is no size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no size: write a whole number and one of Ki, Mi, Gi, Ti (as in 500Mi or 1Gi)")]
-pub struct SizeError(String);
+pub enum SizeError {
+    #[error("{0:?} is no size: write a whole number and one of Ki, Mi, Gi, Ti (as in 500Mi or 1Gi)")]
+    Form(String),
+    #[error("{0:?} is out of range: no size can be 16777216Ti or more")]
+    Large(String),
+}
 
 const UNITS: [(&str, u64); 8] = [
     ("Ki", 1 << 10),
@@ -42,13 +46,13 @@ impl Bytes {
 impl FromStr for Bytes {
     type Err = SizeError;
     fn from_str(text: &str) -> Result<Self, SizeError> {
-        let refuse = || SizeError(text.chars().take(40).collect());
-        let (unit, factor) = UNITS.iter().find(|(unit, _)| text.ends_with(unit)).ok_or_else(refuse)?;
+        let shown = || text.chars().take(40).collect();
+        let (unit, factor) = UNITS.iter().find(|(unit, _)| text.ends_with(unit)).ok_or_else(|| SizeError::Form(shown()))?;
         let digits = &text[..text.len() - unit.len()];
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(refuse());
+            return Err(SizeError::Form(shown()));
         }
-        digits.parse::<u64>().ok().and_then(|n| n.checked_mul(*factor)).map(Bytes).ok_or_else(refuse)
+        digits.parse::<u64>().ok().and_then(|n| n.checked_mul(*factor)).map(Bytes).ok_or_else(|| SizeError::Large(shown()))
     }
 }
 

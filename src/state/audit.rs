@@ -3,7 +3,7 @@
 //!
 //! Each line holds the hash of the line before it and its own: a line that is changed, taken out or put in breaks the chain from there
 //! on. What is cut off at the end breaks nothing; so the hash of each line goes to the system's journal as well, and the newest found
-//! there must be in the files.
+//! there must be in the files (`verify`).
 //!
 //! Files are `<number of their first act, 20 digits>.jsonl`. A crash leaves at most half a line at the end, of an act that nobody was told
 //! of: it is cut off at the next start.
@@ -13,6 +13,7 @@
 //! line speaks of was cut off by somebody else.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -30,6 +31,8 @@ const FILE_BYTES: u64 = 64 << 20;
 const GROUP: usize = 256;
 /// Who removes files, and how that is called.
 const REMOVAL: (&str, &str) = ("agent", "audit remove");
+/// How a line of the system's journal with a checkpoint begins.
+pub const CHECKPOINT: &str = "audit";
 /// What the first line follows.
 const BEGINNING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -71,9 +74,16 @@ pub enum AuditError {
     File { deed: &'static str, path: PathBuf, source: io::Error },
     #[error("the audit log {path} was changed: its line {line} {what}")]
     Broken { path: PathBuf, line: usize, what: &'static str },
+    #[error(
+        "the audit log was cut off or replaced: the system's journal knows entry {number} with the hash {hash}, and the log does not"
+    )]
+    Missing { number: u64, hash: String },
     #[error("the audit log takes no more entries since a write failed: restart the agent once the disk is well")]
     Stopped,
 }
+
+/// The number of an entry and its hash.
+pub type Checkpoint = (u64, String);
 
 type Told = oneshot::Sender<Result<(), AuditError>>;
 
@@ -174,9 +184,11 @@ fn walk(
     }
 }
 
-/// Checks the whole chain, from the first act or from the last that was removed.
-pub fn verify(directory: &Path) -> Result<Verified, AuditError> {
+/// Checks the whole chain, from the first act or from the last that was removed; and that all of `known`, which are numbers and hashes that
+/// the system's journal has, are in it, but for those that were removed.
+pub fn verify(directory: &Path, known: &[Checkpoint]) -> Result<Verified, AuditError> {
     let mut found = Verified { hash: BEGINNING.to_owned(), ..Verified::default() };
+    let mut missing: BTreeSet<&Checkpoint> = known.iter().collect();
     let (mut chain, mut beginning, mut removals) = (None, None, Vec::new());
     for (_, path) in files(directory)? {
         let (end, _) = walk(&path, chain, |entry| {
@@ -185,9 +197,13 @@ pub fn verify(directory: &Path) -> Result<Verified, AuditError> {
                 (found.first, found.since) = (entry.number, entry.act.at);
             }
             found.entries += 1;
+            missing.remove(&(entry.number, entry.hash.clone()));
             removals.extend(removal(&entry));
         })?;
         chain = end;
+    }
+    if let Some((number, hash)) = missing.iter().find(|(number, _)| *number >= found.first) {
+        return Err(AuditError::Missing { number: *number, hash: hash.clone() });
     }
     let Some((path, first, before)) = beginning else { return Ok(found) };
     let recorded = |(last, hash): &(u64, String)| *last + 1 == first && *hash == before;
@@ -230,6 +246,14 @@ pub fn read(directory: &Path, since: u64, most: usize, wanted: impl Fn(&Entry) -
         }
     }
     Ok(found.into_iter().rev().take(most).rev().collect())
+}
+
+/// The checkpoint in a line of the system's journal, if it has one.
+pub fn checkpoint(line: &str) -> Option<Checkpoint> {
+    let rest = line.strip_prefix(CHECKPOINT)?.strip_prefix(" number=")?;
+    let (number, rest) = rest.split_once(' ')?;
+    let (_, hash) = rest.rsplit_once(" hash=\"")?;
+    Some((number.parse().ok()?, hash.trim_end().strip_suffix('"')?.to_owned()))
 }
 
 impl Audit {
@@ -378,20 +402,22 @@ impl Writer {
     }
 
     fn add(&mut self, acts: Vec<Act>) -> io::Result<()> {
-        let mut text = Vec::new();
+        let (mut text, mut checkpoints) = (Vec::new(), Vec::new());
         for act in acts {
             let entry = Entry::new(self.next, &self.before, act);
             serde_json::to_writer(&mut text, &entry)?;
             text.push(b'\n');
             self.next += 1;
             self.before.clone_from(&entry.hash);
-            let Entry { number, hash, act: Act { verb, who, .. }, .. } = entry;
-            // The checkpoint: what is cut off the files can be told from here.
-            tracing::info!(number, verb, who, hash, "audit");
+            checkpoints.push(entry);
         }
         self.file.write_all(&text)?;
         self.file.sync_data()?;
         self.length += text.len() as u64;
+        // What is cut off the files can be told from here. Not before the sync: a crash would leave one of an entry that never was.
+        for Entry { number, hash, act: Act { verb, who, .. }, .. } in checkpoints {
+            tracing::info!(number, verb, who, hash, "{CHECKPOINT}");
+        }
         Ok(())
     }
 }

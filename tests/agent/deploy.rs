@@ -174,3 +174,47 @@ async fn a_plan_says_what_would_change_and_changes_nothing() {
     let stranger = Request::Deploy { who: bob().to_string(), repository: "app".into() };
     assert!(matches!(world.text(stranger).await, Err(Refusal::Denied(_))));
 }
+
+#[tokio::test]
+async fn so_many_are_evaluated_at_once_and_others_wait_for_a_free_builder() {
+    let world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    for repo in ["a", "b", "c"] {
+        world.planted(repo).await;
+    }
+    world.table.pause(Duration::from_millis(400));
+    let mut jobs = Vec::new();
+    for repo in ["a", "b", "c"] {
+        let commit = world.commit(repo, &[]);
+        jobs.push(world.pushed(&ann(), repo, &commit, "deploy").await.unwrap().job);
+    }
+    let mut said = Vec::new();
+    for job in &jobs {
+        let (outcome, text) = world.follow(job).await;
+        assert_eq!(outcome, Outcome::Done, "{text}");
+        said.push(text.contains("waiting for a free builder"));
+    }
+    // The settings of this world allow two.
+    assert_eq!((world.table.most_at_once(), said), (2, vec![false, false, true]));
+}
+
+#[tokio::test]
+async fn what_can_be_gone_back_to_is_kept_from_the_garbage_collection_and_older_is_not() {
+    let world = World::new().await;
+    world.table.set("web", "g1", json!({}));
+    world.planted("app").await;
+    for tag in ["g2", "g3", "g4", "g5", "g6"] {
+        world.table.set("web", tag, json!({}));
+        assert_eq!(world.push("app").await.0, Outcome::Done);
+    }
+    let mut kept: Vec<String> = world
+        .table
+        .kept(&id("app", "web").namespace)
+        .iter()
+        .map(|path| path.as_str().rsplit('-').next().unwrap().to_owned())
+        .collect();
+    kept.sort();
+    kept.dedup();
+    // What runs, the three that can be gone back to, and the one that was the oldest of these until this deploy.
+    assert_eq!(kept, ["g2", "g3", "g4", "g5", "g6"]);
+}

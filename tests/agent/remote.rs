@@ -24,7 +24,7 @@ use crate::{
     world::{World, ann, bob},
 };
 
-fn ask(question: Question) -> Request {
+pub fn ask(question: Question) -> Request {
     Request::Remote(question)
 }
 
@@ -49,7 +49,7 @@ pub async fn plant_lent(world: &World, who: &str, uri: &str, code: &str, lent: L
 }
 
 /// ann's repository at the forge, planted and running.
-async fn planted(world: &World, uri: &str) -> RemotePlanted {
+pub async fn planted(world: &World, uri: &str) -> RemotePlanted {
     let code = world.invite(1).await;
     let planted = plant(world, &ann(), uri, &code).await.unwrap();
     let (outcome, said) = world.follow(&planted.job).await;
@@ -57,13 +57,13 @@ async fn planted(world: &World, uri: &str) -> RemotePlanted {
     planted
 }
 
-fn sign(secret: &str, body: &str) -> String {
+pub fn sign(secret: &str, body: &str) -> String {
     let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(body.as_bytes());
     format!("sha256={}", data_encoding::HEXLOWER.encode(&mac.finalize().into_bytes()))
 }
 
-async fn hook(world: &World, repository: &str, branch: &str, signature: &str, body: &str) -> Result<String, Refusal> {
+pub async fn hook(world: &World, repository: &str, branch: &str, signature: &str, body: &str) -> Result<String, Refusal> {
     let (repository, branch, signature) = (repository.to_owned(), branch.to_owned(), signature.to_owned());
     world.text(ask(Question::Hook { repository, branch, signature, body: body.as_bytes().to_vec() })).await
 }
@@ -75,7 +75,7 @@ pub async fn commit_of(world: &World, uri: &str) -> String {
     found.map(|namespace| namespace.commit.clone()).unwrap_or_default()
 }
 
-async fn runs(world: &World, uri: &str, commit: &str) {
+pub async fn runs(world: &World, uri: &str, commit: &str) {
     for _ in 0..1200 {
         if commit_of(world, uri).await == commit {
             return;
@@ -386,7 +386,9 @@ async fn who_planted_it_finds_what_was_done_in_the_record_and_a_namesake_does_no
     world.commit("app", &[("large", &"x".repeat(100_000))]);
     let quota = world.text(Request::Access(Access::Quota { who: ann().to_string(), filter: String::new() })).await.unwrap();
     let quota: serde_json::Value = serde_json::from_str(&quota).unwrap();
-    assert_eq!(quota["namespaces"][0]["used"]["repository"], 0, "{quota}");
+    let mirror = world.path("mirrors").join(id("github:ann/app", "web").namespace.as_str()).join("mirror.git");
+    let own = seed::build::disk::bytes_of(&mirror);
+    assert!(own > 0 && quota["namespaces"][0]["used"]["repository"] == own, "{quota}");
     let token = Secret("s3cret".into());
     world.handle.ask(ask(Question::SetToken { who: ann().to_string(), repository: "app".into(), token })).await.unwrap();
     let audit = |who: &KeyId| Access::Audit { who: who.to_string(), since: 0, lines: 100 };

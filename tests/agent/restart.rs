@@ -129,3 +129,24 @@ async fn the_lease_of_a_removed_instance_is_given_to_the_next() {
     let new = status.namespaces[0].instances.iter().find(|one| one.name == "new").unwrap();
     assert_eq!(new.ipv4, api.ipv4);
 }
+
+#[tokio::test]
+async fn what_is_to_be_tried_again_is_pending_until_it_is_done() {
+    let world = World::new().await;
+    world.table.set("web", "one", json!({}));
+    world.planted("app").await;
+    let pending = async || world.status(ann().as_str()).await.namespaces[0].instances[0].restart_pending;
+    assert!(!pending().await);
+    // A helper is lost, and what is to bring the instance back fails first.
+    world.sim.fail_apply(0);
+    world.sim.kill_helper(&id("app", "web"));
+    let mut seen = false;
+    for _ in 0..4000 {
+        seen |= pending().await;
+        if seen && !pending().await && world.sim.running(&id("app", "web")).is_some() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("pending was {}seen, or never ended", if seen { "" } else { "not " });
+}

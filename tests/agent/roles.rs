@@ -217,6 +217,15 @@ async fn a_repository_is_renamed_and_deleted_and_the_next_of_its_name_is_empty()
     world.create(&bob(), "app").await.unwrap();
     assert!(!world.bare("app").join("objects/secret").exists() && world.bare("app").join("HEAD").exists());
     assert_eq!(run("repo delete app app").await.code, 4);
+    // Nor is what was written down of it: whoever takes the name sees what comes from then on.
+    assert_eq!(run("repo list").await.code, 0);
+    world.create(&ann(), "other").await.unwrap();
+    assert_eq!(desk.run(Some(&bob()), "repo visibility app private").await.code, 0);
+    assert_eq!(desk.run(Some(&bob()), "repo delete app app").await.code, 0);
+    assert_eq!(run("repo rename other app").await.code, 0);
+    let told = run("audit").await.out;
+    assert!(told.contains("repo rename other app") && !told.contains(bob().as_str()), "{told}");
+    assert!(!told.contains("app private"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,6 +292,32 @@ async fn invites_remember_who_used_them_and_guessing_is_slowed_down() {
     let used = format!("{} from 192.0.2.7 for silo:bobs", bob());
     assert!(listed.contains("used") && listed.contains(&used) && !listed.contains(&code), "{listed}");
     assert_eq!(desk.run(None, &format!("invite revoke {}", &code[..6])).await.code, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_has_as_many_uses_and_as_long_a_life_as_its_maker_says() {
+    let world = World::new().await;
+    let desk = Desk::new(&world).await;
+    world.table.set("web", "one", json!({}));
+    let new = async |line: &str| desk.run(None, line).await.out.lines().next().unwrap().to_owned();
+    let two = new("invite new --uses 2").await;
+    for (name, code) in [("a", 0), ("b", 0), ("c", 4)] {
+        world.create(&ann(), name).await.unwrap();
+        world.commit(name, &[]);
+        let said = desk.run(Some(&ann()), &format!("plant silo:{name} {two}")).await;
+        assert_eq!(said.code, code, "{name}: {said:?}");
+    }
+    let short = new("invite new --expires 1s").await;
+    let long = new("invite new --expires 1h").await;
+    tokio::time::sleep(std::time::Duration::from_millis(2100)).await;
+    let listed = desk.run(None, "invite list --all").await.out;
+    let line = |code: &str| listed.lines().find(|line| line.starts_with(&code[..6])).unwrap().to_owned();
+    assert!(line(&short).contains("expired") && line(&long).contains("usable") && line(&two).contains("used"), "{listed}");
+    assert_eq!(desk.run(Some(&ann()), &format!("plant silo:c {short}")).await.code, 4);
+    assert_eq!(desk.run(Some(&ann()), &format!("plant silo:c {long}")).await.code, 0);
+    for line in ["invite new --uses 0", "invite new --uses x", "invite new --expires soon", "invite new --expires -1s"] {
+        assert_eq!(desk.run(None, line).await.code, 2, "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

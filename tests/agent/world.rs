@@ -41,7 +41,11 @@ struct Plans {
     eval_error: Option<BuildError>,
     build_error: Option<BuildError>,
     evaluations: usize,
+    /// Evaluations under way, and the most that ever were.
+    busy: (usize, usize),
     pause: Duration,
+    /// The systems that were to be kept, by namespace.
+    kept: BTreeMap<Namespace, Vec<StorePath>>,
 }
 
 impl Table {
@@ -68,6 +72,14 @@ impl Table {
     pub fn evaluations(&self) -> usize {
         self.0.lock().unwrap().evaluations
     }
+    /// How many evaluations there were at the same time at most.
+    pub fn most_at_once(&self) -> usize {
+        self.0.lock().unwrap().busy.1
+    }
+    /// Which systems of a namespace are kept from the garbage collection.
+    pub fn kept(&self, namespace: &Namespace) -> Vec<StorePath> {
+        self.0.lock().unwrap().kept.get(namespace).cloned().unwrap_or_default()
+    }
     /// Every evaluation takes this long.
     pub fn pause(&self, pause: Duration) {
         self.0.lock().unwrap().pause = pause;
@@ -82,10 +94,15 @@ pub fn path(tag: &str) -> StorePath {
 
 impl Builder for Table {
     async fn eval(&self, _job: &Job, log: mpsc::Sender<String>) -> Result<Outputs, BuildError> {
-        let pause = self.0.lock().unwrap().pause;
+        let pause = {
+            let mut plans = self.0.lock().unwrap();
+            plans.busy = (plans.busy.0 + 1, plans.busy.1.max(plans.busy.0 + 1));
+            plans.pause
+        };
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
+        self.0.lock().unwrap().busy.0 -= 1;
         log.send("a line of the evaluation".to_owned()).await.unwrap();
         let mut plans = self.0.lock().unwrap();
         plans.evaluations += 1;
@@ -114,7 +131,8 @@ impl Builder for Table {
         Ok(wanted.iter().map(one).collect())
     }
 
-    async fn retain(&self, _namespace: &Namespace, _keep: &[StorePath]) -> Result<(), BuildError> {
+    async fn retain(&self, namespace: &Namespace, keep: &[StorePath]) -> Result<(), BuildError> {
+        self.0.lock().unwrap().kept.insert(namespace.clone(), keep.to_vec());
         Ok(())
     }
 }

@@ -12,11 +12,15 @@ use crate::{
 
 /// Answers, and remembers what it was asked.
 #[derive(Debug, Default, Clone)]
-struct History(std::sync::Arc<Mutex<Vec<String>>>);
+pub struct History(std::sync::Arc<Mutex<Vec<String>>>);
 
 impl History {
     fn asked(&self, words: &[&str]) {
         self.0.lock().unwrap().push(words.join(" "));
+    }
+    /// Whether a line was asked, whatever came after it.
+    pub fn asked_for(&self, line: &str) -> bool {
+        self.0.lock().unwrap().iter().any(|asked| asked.trim_end() == line)
     }
     fn last(&self) -> String {
         self.0.lock().unwrap().pop().unwrap_or_default()
@@ -75,7 +79,7 @@ impl History {
     }
 }
 
-async fn world() -> (World, History) {
+pub async fn world() -> (World, History) {
     let world = World::new().await;
     let history = History::default();
     world.agent_bus.object_server().at(PATH, history.clone()).await.unwrap();

@@ -144,6 +144,7 @@ impl Agent {
         let name = uri.strip_prefix("silo:").ok_or_else(|| Refusal::Invalid(format!("{uri:?} is no flake: write silo:NAME")))?;
         self.told().planted.push(name.into());
         let planted = Planted {
+            version: 1,
             namespace: "s-aaaaaaaaaaaa".into(),
             flake: uri.into(),
             job: "job-1".into(),

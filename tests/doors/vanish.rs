@@ -5,6 +5,7 @@ use std::{process::Stdio, time::Duration};
 use seed::bus::{Level, Outcome, Stage};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
     process::{Child, Command},
 };
 
@@ -152,4 +153,124 @@ async fn while_they_follow_a_job() {
         until(&format!("{line}: the agent is not listened to any more"), || world.agent.told().left == left).await;
         nothing_is_left(&world, &guests, line).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_they_follow_what_becomes_of_an_instance() {
+    let (world, history) = crate::history::world().await;
+    let guests = Guests::of(&world).await;
+    let mut script = vec![(Duration::ZERO, word(Stage::Boot, Level::Info, "powering off", None))];
+    script.extend((0..500).map(|_| (Duration::from_millis(200), word(Stage::Boot, Level::Info, "booting", None))));
+    world.agent.told().script = script;
+    let lines = ["rollback web", "stop web", "start web", "destroy web web", "unplant my-app my-app"];
+    for (left, line) in (1..).zip(lines) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let mut client = piped(world.ssh_command("ann", &words));
+        let (mut said, mut buffer) = (String::new(), [0; 1000]);
+        while !said.contains("powering off") {
+            let count = client.stdout.as_mut().unwrap().read(&mut buffer).await.unwrap();
+            assert!(count > 0, "{line}: {said}");
+            said.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        client.kill().await.unwrap();
+        until(&format!("{line}: the agent is not listened to any more"), || world.agent.told().left == left).await;
+        nothing_is_left(&world, &guests, line).await;
+    }
+    // Asked for the name again, and gone.
+    for line in ["destroy web", "unplant my-app"] {
+        let mut command = Command::new("ssh");
+        command.arg("-tt").env("TERM", "xterm").args(world.options("ann")).arg("127.0.0.1").args(line.split(' '));
+        let mut client = piped(command);
+        let (mut said, mut buffer) = (String::new(), [0; 1000]);
+        while !said.contains("Its name again") {
+            let count = client.stdout.as_mut().unwrap().read(&mut buffer).await.unwrap();
+            assert!(count > 0, "{line}: {said}");
+            said.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        client.kill().await.unwrap();
+        nothing_is_left(&world, &guests, line).await;
+        assert!(!history.asked_for(line), "{line}: nothing was asked for");
+    }
+}
+
+/// Something in a guest that answers with what it is sent.
+async fn echo() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                drop(tokio::io::copy(&mut read, &mut write).await);
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_port_is_forwarded_or_a_host_shell_is_open() {
+    let world = World::new().await;
+    let guests = Guests::of(&world).await;
+    let port = echo().await;
+    // The guests of this test share their network with it.
+    let through = async |client: &mut Child, what: &str| {
+        client.stdin.as_mut().unwrap().write_all(b"hello").await.unwrap();
+        let mut back = [0; 5];
+        client.stdout.as_mut().unwrap().read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, b"hello", "{what}");
+        assert!(guests.inside() > 0, "{what}");
+    };
+    let mut client = piped(world.ssh_command("ann", &["forward", "web", &port.to_string()]));
+    through(&mut client, "forward").await;
+    client.kill().await.unwrap();
+    nothing_is_left(&world, &guests, "forward").await;
+
+    let mut command = Command::new("ssh");
+    command.args(world.options("ann")).args(["-W", &format!("web:{port}"), "127.0.0.1"]);
+    let mut client = piped(command);
+    through(&mut client, "-W").await;
+    client.kill().await.unwrap();
+    nothing_is_left(&world, &guests, "-W").await;
+
+    let here = free_port();
+    let mut command = Command::new("ssh");
+    command.args(world.options("ann")).args(["-N", "-L", &format!("{here}:web:{port}"), "127.0.0.1"]);
+    let mut client = piped(command);
+    let mut stream = connected(here).await;
+    stream.write_all(b"hello").await.unwrap();
+    let mut back = [0; 5];
+    stream.read_exact(&mut back).await.unwrap();
+    client.kill().await.unwrap();
+    nothing_is_left(&world, &guests, "-L").await;
+
+    // On the host.
+    let mut client = piped(crate::host::seed(&world, &["forward", "web", &port.to_string(), &here.to_string()]));
+    let mut stream = connected(here).await;
+    stream.write_all(b"hello").await.unwrap();
+    stream.read_exact(&mut back).await.unwrap();
+    client.kill().await.unwrap();
+    nothing_is_left(&world, &guests, "seed forward").await;
+
+    let mut client = piped(crate::host::seed(&world, &["shell", "web"]));
+    client.stdin.as_mut().unwrap().write_all(b"touch /srv/host-shell; sleep 100\n").await.unwrap();
+    until("the shell has begun", || guests.srv("web").join("host-shell").exists()).await;
+    client.kill().await.unwrap();
+    nothing_is_left(&world, &guests, "seed shell").await;
+}
+
+/// A port of this machine's that nobody has just now.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+async fn connected(port: u16) -> TcpStream {
+    for _ in 0..400 {
+        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
+            return stream;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("nothing listens at {port}");
 }

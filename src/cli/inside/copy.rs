@@ -17,7 +17,7 @@ use std::{
 
 use self::sftp::{Attributes, Kind, Sftp};
 use crate::{
-    bus::{Refusal, SeedProxy},
+    bus::{Refusal, SeedProxy, shell},
     serve::{command, progress::plain},
 };
 
@@ -119,7 +119,7 @@ impl Copy {
         }
         if json {
             let Count { files, bytes, left_out } = &count;
-            println!("{}", serde_json::json!({ "version": 1, "files": files, "bytes": bytes, "leftOut": left_out }));
+            print!("{}", shell::line(&shell::Copied { version: 1, files: *files, bytes: *bytes, left_out: left_out.clone() }));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    bus::{Refusal, SeedProxy},
+    bus::{Refusal, SeedProxy, shell},
     serve::{ask, command::Inside, guest},
 };
 
@@ -60,7 +60,8 @@ impl Forward {
         // Whether there is such an instance is said before anybody connects.
         guest::enter(agent, "", &instance, crate::bus::guest::Act::Forward, &format!("port {port}")).await?;
         if json {
-            println!("{}", serde_json::json!({ "version": 1, "address": address.to_string(), "instance": instance, "port": port }));
+            let address = address.to_string();
+            print!("{}", shell::line(&shell::Forwarding { version: 1, address, instance: instance.clone(), port }));
         } else {
             println!("{address} is port {port} of {instance}, until Ctrl-C");
         }

@@ -1,6 +1,5 @@
 //! The verbs about who may what: `repo`, `quota`, `audit`; and the table of invites.
 
-use serde_json::Value;
 use tokio::io::AsyncWrite;
 
 use super::{
@@ -12,15 +11,11 @@ use crate::{
     bus::{
         Refusal,
         access::{AccessProxy, AuditTrail, QuotaReport, RepositoryList},
+        shell as documents,
     },
     serve::progress::plain,
     spec::{access::Visibility, quantity::Bytes},
 };
-
-#[derive(serde::Deserialize)]
-struct Quotas {
-    namespaces: Vec<QuotaReport>,
-}
 
 fn name_of(word: &str) -> &str {
     word.strip_suffix(".git").unwrap_or(word)
@@ -58,7 +53,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 let who = if visibility == "public" { "anyone" } else { "its owner and the keys in its .authorized_keys" };
                 self.done(
                     &arguments,
-                    serde_json::json!({ "visibility": visibility }),
+                    &documents::VisibilitySet { version: 1, visibility: visibility.to_owned() },
                     &format!("{name} is {visibility}: {who} can read it\n"),
                 )
                 .await
@@ -70,7 +65,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 ask::within(access.rename_repository(self.name(), name, to)).await?;
                 self.done(
                     &arguments,
-                    serde_json::json!({ "name": to }),
+                    &documents::Renamed { version: 1, name: to.to_owned() },
                     &format!("{name} is {to} now: git remote set-url says so to a clone\n"),
                 )
                 .await
@@ -80,7 +75,8 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 let name = name_of(arguments.required(0, "a repository, and its name once more: repo delete my-app my-app")?);
                 let again = arguments.words.get(1).map_or("", |word| name_of(word));
                 ask::within(access.delete_repository(self.name(), name, again)).await?;
-                self.done(&arguments, serde_json::json!({ "deleted": name }), &format!("{name} is deleted\n")).await
+                let deleted = documents::Deleted { version: 1, deleted: name.to_owned() };
+                self.done(&arguments, &deleted, &format!("{name} is deleted\n")).await
             }
             unknown => {
                 Err(Refusal::Invalid(format!("repo {unknown:?} is unknown: there are list, visibility, rename and delete")).into())
@@ -89,9 +85,8 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
     }
 
     /// Says that it is done, in the way that was asked for.
-    async fn done(&mut self, arguments: &Arguments, mut document: Value, text: &str) -> Result<u8, End> {
-        document["version"] = 1.into();
-        let shown = if arguments.json { format!("{document}\n") } else { plain(text.trim_end()) + "\n" };
+    async fn done(&mut self, arguments: &Arguments, document: &impl serde::Serialize, text: &str) -> Result<u8, End> {
+        let shown = if arguments.json { documents::line(document) } else { plain(text.trim_end()) + "\n" };
         self.print(&shown).await
     }
 
@@ -127,9 +122,8 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
             arguments.required(1, "what to change: quota set my-app memory=8Gi, or quota set my-app default")?;
             let changes = arguments.words[1..].join(" ");
             ask::within(access.set_quota(name_of(name), &changes)).await?;
-            return self
-                .done(&arguments, serde_json::json!({ "quota": changes }), &format!("{name}: {changes}; what runs goes on\n"))
-                .await;
+            let text = format!("{name}: {changes}; what runs goes on\n");
+            return self.done(&arguments, &documents::QuotaSet { version: 1, quota: changes }, &text).await;
         }
         let arguments = Arguments::parse("quota", rest, &[], &[], 1)?;
         let filter = arguments.words.first().map_or("", |word| name_of(word));
@@ -137,7 +131,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
         if arguments.json {
             return self.print(&format!("{document}\n")).await;
         }
-        let quotas: Quotas = serde_json::from_str(&document)
+        let quotas: documents::QuotaList = serde_json::from_str(&document)
             .map_err(|error| Refusal::Failed(format!("the agent's answer could not be read: {error}")))?;
         if quotas.namespaces.is_empty() {
             return self.print("Nothing of yours is planted yet, so nothing is used.\n").await;
@@ -179,12 +173,11 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 );
             }
             let document = ask::within(access.verify_audit()).await?;
-            let checked: Value = serde_json::from_str(&document).unwrap_or_default();
-            let (first, since) = (checked["first"].as_u64().unwrap_or_default(), checked["since"].as_u64().unwrap_or_default());
+            let documents::AuditChecked { entries, first, since, hash, .. } =
+                serde_json::from_str(&document).map_err(show::unreadable)?;
+            let hash = plain(&hash);
             let mut text = format!(
-                "{} entries, each follows the one before; the last is {}\n",
-                checked["entries"],
-                checked["hash"].as_str().unwrap_or_default()
+                "{entries} entries, each follows the one before, and none that the journal knows is missing; the last is {hash}\n"
             );
             if first > 1 {
                 let since = crate::spec::authorized_keys::time_text(since);
@@ -227,11 +220,8 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
 
 /// Invites, with who used them.
 pub(super) fn invites(document: &str, now: u64, all: bool) -> Result<String, Refusal> {
-    let unreadable =
-        || Refusal::Failed("the agent's answer could not be read: the agent and this program are of different versions".into());
-    let document: Value = serde_json::from_str(document).map_err(|_| unreadable())?;
-    let invites = document["invites"].as_array().ok_or_else(unreadable)?;
-    let shown: Vec<&Value> = invites.iter().filter(|invite| all || invite["state"] == "usable").collect();
+    let list: documents::InviteList = serde_json::from_str(document).map_err(show::unreadable)?;
+    let shown: Vec<_> = list.invites.iter().filter(|invite| all || invite.state == "usable").collect();
     if shown.is_empty() {
         return Ok(
             "There are no invites that can be used. `seed invite new` makes one; `seed invite list --all` shows the others.\n"
@@ -240,20 +230,19 @@ pub(super) fn invites(document: &str, now: u64, all: bool) -> Result<String, Ref
     }
     let mut rows = vec![show::titles(&["ID", "STATE", "USES LEFT", "EXPIRES IN", "NOTE", "USED BY"])];
     for invite in shown {
-        let text = |key: &str| invite[key].as_str().unwrap_or_default().to_owned();
-        let expires = match invite["expires"].as_u64() {
-            None | Some(0) => "never".to_owned(),
-            Some(at) if at <= now => "passed".to_owned(),
-            Some(at) => show::span(at - now),
+        let expires = match invite.expires {
+            0 => "never".to_owned(),
+            at if at <= now => "passed".to_owned(),
+            at => show::span(at - now),
         };
-        let left = invite["usesLeft"].as_u64().unwrap_or_default().to_string();
-        let mut used = invite["used"].as_array().into_iter().flatten().map(|used| {
-            let text = |key: &str| used[key].as_str().unwrap_or_default();
-            let from = if text("source").is_empty() { String::new() } else { format!(" from {}", text("source")) };
-            let key = if text("key").is_empty() { "operator" } else { text("key") };
-            format!("{key}{from} for {}", text("flake"))
+        let mut used = invite.used.iter().map(|used| {
+            let from = used.source.as_ref().map(|source| format!(" from {source}")).unwrap_or_default();
+            let key = used.key.as_deref().unwrap_or("operator");
+            format!("{key}{from} for {}", used.flake)
         });
-        rows.push(show::cells(&[&text("id"), &text("state"), &left, &expires, &text("note"), &used.next().unwrap_or_default()]));
+        let left = invite.uses_left.to_string();
+        let first = used.next().unwrap_or_default();
+        rows.push(show::cells(&[&invite.id, &invite.state, &left, &expires, &invite.note, &first]));
         rows.extend(used.map(|used| show::cells(&["", "", "", "", "", &used])));
     }
     Ok(show::table(&rows, "", super::Look::default()))
@@ -266,8 +255,8 @@ mod tests {
     #[test]
     fn invites_are_shown_with_who_used_them() {
         let document = r#"{"version":1,"invites":[
-            {"id":"abc","state":"usable","usesLeft":1,"expires":7200,"note":"ann","used":[{"key":"SHA256:x","source":"192.0.2.1","flake":"silo:app","at":1}]},
-            {"id":"old","state":"used","usesLeft":0,"expires":0,"note":"","used":[{"key":null,"source":null,"flake":"silo:b","at":1}]}]}"#;
+            {"id":"abc","state":"usable","usesLeft":1,"expires":7200,"note":"ann","created":1,"revoked":0,"used":[{"key":"SHA256:x","source":"192.0.2.1","flake":"silo:app","at":1}]},
+            {"id":"old","state":"used","usesLeft":0,"expires":0,"note":"","created":1,"revoked":0,"used":[{"key":null,"source":null,"flake":"silo:b","at":1}]}]}"#;
         let usable = invites(document, 0, false).unwrap();
         assert!(
             usable.contains("abc  usable  1          2 h         ann   SHA256:x from 192.0.2.1 for silo:app")

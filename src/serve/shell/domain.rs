@@ -12,6 +12,7 @@ use super::{
 use crate::bus::{
     Refusal,
     domain::{DomainList, DomainStatus, DomainsProxy},
+    shell as documents,
 };
 
 /// How long `domain add` waits for the first look, and how often it asks for it.
@@ -50,7 +51,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 let name = arguments.required(0, "a name: domain remove www.example.com")?;
                 ask::within(domains.remove(&who, name)).await?;
                 let shown = match arguments.json {
-                    true => format!("{}\n", serde_json::json!({ "version": 1, "removed": name })),
+                    true => documents::line(&documents::DomainRemoved { version: 1, removed: name.to_owned() }),
                     false => format!("{} is no longer claimed; its records in the DNS are yours to remove\n", plain(name)),
                 };
                 self.print(&shown).await

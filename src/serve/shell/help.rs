@@ -1,6 +1,10 @@
 //! What the verbs are, and which one was meant.
 
-use crate::bus::Refusal;
+use super::arguments::Arguments;
+use crate::bus::{
+    Refusal,
+    shell::{self, VerbHelp, VerbList},
+};
 
 struct Verb {
     name: &'static str,
@@ -320,6 +324,28 @@ pub(super) fn known(verb: &str) -> bool {
     VERBS.iter().any(|known| known.name == verb)
 }
 
+/// `help`, of one verb or of all, as it was asked for.
+pub(super) fn asked(words: &[String], operator: bool) -> Result<String, Refusal> {
+    let arguments = Arguments::parse("help", words, &[], &[], 1)?;
+    let verb = arguments.words.first().map(String::as_str);
+    if !arguments.json {
+        return verb.map_or_else(|| Ok(all(operator)), |verb| of(verb, operator));
+    }
+    let wanted = |known: &&Verb| verb.is_none_or(|verb| known.name == verb);
+    let verbs: Vec<VerbHelp> = visible(operator)
+        .filter(wanted)
+        .map(|verb| {
+            let (usage, short, long) = verb.words(operator);
+            let [usage, short, long] = [usage, short, long].map(str::to_owned);
+            VerbHelp { name: verb.name.to_owned(), usage, short, long }
+        })
+        .collect();
+    match (verb, verbs.is_empty()) {
+        (Some(verb), true) => Err(unknown(verb, operator)),
+        _ => Ok(shell::line(&VerbList { version: 1, verbs })),
+    }
+}
+
 /// All verbs.
 pub(super) fn all(operator: bool) -> String {
     let mut text = String::from("Seed runs NixOS instances from git repositories.\n\n");
@@ -337,7 +363,7 @@ pub(super) fn all(operator: bool) -> String {
         text.push_str(&format!("  {} {usage:<38} {short}\n", prefix(operator)));
     }
     text.push_str(
-        "\nEvery verb but help takes --json. Exit codes: 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 the agent is away.\n",
+        "\nEvery verb takes --json. Exit codes: 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 the agent is away.\n",
     );
     if !operator {
         text.push_str("\nTo deploy, push a flake with `seeds`:\n\n  git push HOST:my-app\n\n");

@@ -7,6 +7,7 @@ use crate::{
     bus::{
         Refusal,
         github::{GitHubProxy, RemoteKey, RemotePlanted, RemoteStatus, Webhook},
+        shell as documents,
     },
     serve::ask,
     spec::caller::Caller,
@@ -65,8 +66,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
         let github = self.github().await?;
         let (who, json) = (self.name().to_owned(), arguments.json);
         let done = |what: &str| {
-            let text = if json { serde_json::json!({ "version": 1, "done": what }).to_string() } else { what.to_owned() };
-            format!("{text}\n")
+            if json { documents::line(&documents::Done { version: 1, done: what.to_owned() }) } else { format!("{what}\n") }
         };
         let shown = match deed {
             None => {

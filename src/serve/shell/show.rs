@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_log_cannot_write_to_the_terminal() {
-        let line = LogLine { at: 0, source: "nginx\x1b[2J".into(), priority: 6, text: "a\rb\x07".into() };
+        let line = LogLine { at: 0, source: "nginx\x1b[2J".into(), priority: 6, text: "a\rb\x07".into(), ..LogLine::default() };
         assert_eq!(log_line(&line, Look::default()), "1970-01-01T00:00:00Z nginx: ab\n");
     }
 

@@ -1,0 +1,64 @@
+//! What manual pages and completion are made of: every verb, with all that it takes.
+
+use clap::CommandFactory;
+
+use super::Cli;
+use crate::serve::shell;
+
+/// The command line with every verb spelled out, for completion and manual pages.
+pub(super) fn documented() -> clap::Command {
+    let verb = |known: shell::Known| {
+        let argument = |(long, short, value, what): &(&'static str, Option<char>, Option<&'static str>, &'static str)| {
+            let argument = clap::Arg::new(*long).long(*long).short(*short).help(*what);
+            match value {
+                Some(name) => argument.value_name(*name),
+                None => argument.action(clap::ArgAction::SetTrue),
+            }
+        };
+        clap::Command::new(known.name)
+            .about(known.short)
+            .long_about(format!("{}.\n\n{}", known.short, known.long))
+            .override_usage(format!("seed {}", known.usage))
+            .args(known.options.iter().map(argument))
+            .arg(clap::Arg::new("json").long("json").help("Print documents instead of tables").action(clap::ArgAction::SetTrue))
+            .arg(clap::Arg::new("words").num_args(0..).value_name("WORD").help("What it is about"))
+    };
+    let whole = Cli::command();
+    // Those that nobody types are not offered.
+    let shown = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    clap::Command::new("seed")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(whole.get_about().cloned().unwrap_or_default())
+        .disable_help_subcommand(true)
+        .subcommands(shown.chain(shell::verbs().map(verb)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verb_is_completed_and_has_a_manual_page() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut documented(), "seed", &mut script);
+            let script = String::from_utf8(script).expect("text");
+            for internal in ["store-view", "read-repository", "fetch-repository"] {
+                assert!(!script.contains(internal), "{shell}: {internal}");
+            }
+            for known in shell::verbs() {
+                assert!(script.contains(known.name), "{shell}: {}", known.name);
+                for (long, ..) in known.options {
+                    assert!(script.contains(long), "{shell}: {} --{long}", known.name);
+                }
+            }
+        }
+        documented().debug_assert();
+        let dir = tempfile::tempdir().expect("a folder");
+        clap_mangen::generate_to(documented(), dir.path()).expect("written");
+        for known in shell::verbs() {
+            let page = std::fs::read_to_string(dir.path().join(format!("seed-{}.1", known.name))).expect("a page");
+            assert!(page.contains(".SH NAME"), "{}", known.name);
+        }
+    }
+}
