@@ -26,6 +26,7 @@ demo: tools ## See it happen: a host comes up, a repository is pushed, a page an
 
 .PHONY: test
 test: test-tools fuzz-tools ## Format, lints, and every test, the stories on a real systemd included
+	@mkdir -p target; date +%s >target/.test-began
 	$(CARGO) fmt --check
 	@$(MAKE) --no-print-directory lint
 	@echo "==> the machines of the stories (kept in a cache; the first time takes a minute or two)"
@@ -35,6 +36,8 @@ ifeq ($(ARGS),)
 	@echo "==> the parsers under libFuzzer, $(FUZZ_SECONDS) seconds each"
 	@FUZZ_SEED=1 fuzz/run -s $(FUZZ_SECONDS)
 endif
+	@took=$$(($$(date +%s) - $$(cat target/.test-began))); echo "==> all of it passed in $$((took / 60)) min $$((took % 60)) s"; \
+	  if ((took > 1500)); then echo "that is more than 25 minutes: 30 is the most that it may take"; fi
 
 .PHONY: fuzz
 fuzz: fuzz-tools ## Look for inputs that break a parser: MINUTES=1 each, ARGS='dns jws' for some of them
@@ -59,8 +62,8 @@ build: tools ## The program, optimized: target/release/seed
 tools: # What building needs of a fresh Debian; installs what is missing
 	@.ci/tools
 
-# strace counts syncs, and kills at each of them; a TPM for the script that keeps a key in it; a CA to test with, and the clients that tenants have; DNS servers and clients of others.
-TEST_TOOLS := strace swtpm tpm2_nvread:tpm2-tools pebble lego certbot caddy openssl curl haproxy dig:bind9-dnsutils delv:bind9-dnsutils kdig:knot-dnsutils knotd:knot unbound
+# strace counts syncs, and kills at each of them; a TPM for the script that keeps a key in it; a CA to test with, and the clients that tenants have; DNS servers and clients of others; the shells that completion is for.
+TEST_TOOLS := strace swtpm tpm2_nvread:tpm2-tools pebble lego certbot caddy openssl curl haproxy dig:bind9-dnsutils delv:bind9-dnsutils kdig:knot-dnsutils knotd:knot unbound zsh fish
 
 # libFuzzer is C++.
 .PHONY: fuzz-tools

@@ -3,6 +3,7 @@
 {
   lib,
   rustPlatform,
+  stdenv,
   curl,
   dbus,
   dnsutils,
@@ -66,9 +67,17 @@ rustPlatform.buildRustPackage {
     "crowd::two_hundred_half_open"
   ];
 
-  # The manual of the configuration.
+  # The manuals, and what completes the command line.
   postInstall = ''
     install -Dm 644 units/seed.toml $out/share/doc/seed/seed.toml
+  ''
+  # The program writes them itself.
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    $out/bin/seed man $out/share/man/man1
+    install -d $out/share/bash-completion/completions $out/share/zsh/site-functions $out/share/fish/vendor_completions.d
+    $out/bin/seed completion bash >$out/share/bash-completion/completions/seed
+    $out/bin/seed completion zsh >$out/share/zsh/site-functions/_seed
+    $out/bin/seed completion fish >$out/share/fish/vendor_completions.d/seed.fish
   '';
 
   meta = {
