@@ -45,6 +45,14 @@ fn repositories_are_made_private_renamed_and_deleted_and_all_of_it_is_written_do
     let hash = checked.split_whitespace().last().expect("a hash").to_owned();
     let journal = machine.run(&["journalctl", "--no-pager", "-u", "seed-agent.service"]).ok();
     assert!(journal.contains(&hash), "the journal holds the checkpoint {hash}");
+    // Whoever cuts off its end is found out, also when the agent has gone on from there.
+    machine.run(&["bash", "-c", "sed -i '$d' /var/lib/seed/audit/*.jsonl"]).ok();
+    for _ in 0..2 {
+        let checked = machine.run(&["seed", "audit", "--verify"]);
+        assert!(checked.code == 1 && checked.err.contains("was cut off or replaced"), "{}", checked.all());
+        machine.run(&["systemctl", "restart", "seed-agent.service"]).ok();
+        machine.run(&["seed", "invite", "new"]).ok();
+    }
 }
 
 #[test]

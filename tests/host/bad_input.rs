@@ -2,13 +2,15 @@
 
 use crate::machine::{Machine, Tenant};
 
-/// Pushes the flake with one piece replaced; the push is accepted, the deploy says `parts`.
-fn refused(ann: &Tenant, from: &str, to: &str, parts: &[&str]) {
+/// Pushes the flake with one piece replaced; the push is accepted, the deploy fails at `stage` and says `parts`.
+#[track_caller]
+fn refused(ann: &Tenant, stage: &str, from: &str, to: &str, parts: &[&str]) {
     ann.edit(from, to);
     let pushed = ann.push(&[]);
     let text = pushed.all();
     assert_eq!(pushed.code, 0, "the push itself is valid:\n{text}");
-    for part in parts {
+    let failed = format!("failed at {stage}");
+    for part in parts.iter().copied().chain([failed.as_str()]) {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
     ann.edit(to, from);
@@ -24,28 +26,29 @@ fn a_broken_flake_fails_at_its_stage_and_the_page_stays() {
     let unit = format!("seed-vm@{namespace}-web.service");
     let pid = machine.main_pid(&unit);
 
-    refused(&ann, "seeds.web = {", "seeds.web = { syntax error", &["eval", "error:", "flake.nix"]);
-    refused(&ann, "seeds.web = {", "sheds.web = {", &["seeds"]);
-    refused(&ann, "      seeds.web = {", "      seeds = 7; other.web = {", &["seeds"]);
-    refused(&ann, "name = \"web\";\n          system", "name = \"api\";\n          system", &["seeds.web.meta.name", "differs"]);
-    refused(&ann, "seeds.web = {", "seeds.\"-web\" = {", &["no DNS label"]);
-    refused(&ann, "version = 1", "version = 9", &["version", "9"]);
-    refused(&ann, "size = \"64Mi\"", "size = \"0Mi\"", &["storage.data.size", "out of range"]);
-    refused(&ann, "size = \"64Mi\"", "size = \"1048576Ti\"", &["storage.data.size"]);
-    refused(&ann, "size = \"64Mi\"", "size = \"32Mi\"", &["cannot shrink", "64Mi"]);
-    refused(
-        &ann,
+    let eval = |from: &str, to: &str, parts: &[&str]| refused(&ann, "eval", from, to, parts);
+    eval("seeds.web = {", "seeds.web = { syntax error", &["syntax error", "flake.nix"]);
+    eval("seeds.web = {", "sheds.web = {", &["has no `seeds`"]);
+    eval("      seeds.web = {", "      seeds = 7; other.web = {", &["`seeds` is a"]);
+    eval("name = \"web\";\n          system", "name = \"api\";\n          system", &["seeds.web.meta.name", "differs"]);
+    eval("seeds.web = {", "seeds.\"-web\" = {", &["no DNS label"]);
+    eval("version = 1", "version = 9", &["version: is 9, which this host does not know"]);
+    eval("size = \"64Mi\"", "size = \"0Mi\"", &["storage.data.size", "out of range"]);
+    // A zebibyte, which is more than 64 bits count.
+    eval("size = \"64Mi\"", "size = \"1073741824Ti\"", &["storage.data.size", "out of range: write 8Mi to 16Ti"]);
+    refused(&ann, "eval", "size = \"64Mi\"", "size = \"32Mi\"", &["cannot shrink", "64Mi"]);
+    eval(
         "expose.http = { port = 80; protocol = \"http\"; };",
         "expose.http.port = 80; expose.other.port = 80;",
         &["port 80 is exposed as http already"],
     );
-    refused(&ann, "version = 1;", "version = (let f = x: f (x + 1); in f 1);", &["eval"]);
+    eval("version = 1;", "version = (let f = x: f (x + 1); in f 1);", &["recurse"]);
     // Ten thousand million additions: no recursion, little memory, no end in sight.
     let endless =
         "version = (let l = builtins.genList (x: x) 100000; in builtins.foldl' (a: _: builtins.foldl' (b: _: b + 1) a l) 0 l);";
-    refused(&ann, "version = 1;", endless, &["did not end in 15 s", "recursion"]);
-    refused(&ann, "version = 1;", "version = builtins.length (builtins.genList (x: x) 2000000000);", &["eval"]);
-    refused(&ann, "$b mkdir -p $out/layer", "echo the last words; exit 3; $b mkdir -p $out/layer", &["build", "the last words"]);
+    eval("version = 1;", endless, &["did not end in 15 s", "recursion"]);
+    eval("version = 1;", "version = builtins.length (builtins.genList (x: x) 2000000000);", &["more than 1Gi of memory"]);
+    refused(&ann, "build", "$b mkdir -p $out/layer", "echo the last words; exit 3; $b mkdir -p $out/layer", &["the last words"]);
 
     assert_eq!(machine.main_pid(&unit), pid, "what ran was not touched");
     assert_eq!(ann.page("web"), "Hello from Seed");
@@ -59,28 +62,47 @@ fn a_guest_that_does_not_come_up_is_reported_and_the_previous_version_runs_again
     // The init of the next version ends: the guest's kernel panics.
     refused(
         &ann,
+        "boot",
         "exec $b switch_root",
         "echo these are the last words; exit 1; exec $b switch_root",
-        &["boot", "web:", "these are the last words", "previous version"],
+        &["web:", "these are the last words", "previous version"],
     );
     assert_eq!(ann.page("web"), "Hello from Seed");
     assert_eq!(ann.state("web"), "running");
 }
 
 #[test]
-fn a_guest_that_never_gets_ready_is_given_up() {
+fn a_guest_that_never_gets_ready_is_given_up_with_what_failed_in_it_and_the_previous_version_runs() {
     let machine = Machine::new("never", &[]);
-    machine.run(&["sed", "-i", "s/boot_timeout_secs = 180/boot_timeout_secs = 40/", "/etc/seed/seed.toml"]).ok();
+    machine.run(&["sed", "-i", "s/boot_timeout_secs = 180/boot_timeout_secs = 60/", "/etc/seed/seed.toml"]).ok();
     machine.run(&["systemctl", "restart", "seed-agent.service"]).ok();
     let ann = machine.tenant("ann", "my-app");
-    ann.edit("ExecStart=${tools}", "Type=oneshot\n        TimeoutStartSec=infinity\n        ExecStart=${tools}");
-    ann.push(&[]).ok();
-    let code = machine.invite();
-    let planted = ann.shell(&["plant", "silo:my-app", &code]);
-    let text = planted.all();
-    assert_eq!(planted.code, 1, "{text}");
-    assert!(text.contains("did not get ready in time"), "{text}");
-    assert_eq!(ann.state("web"), "");
+    let (_, namespace) = ann.plant();
+    // It waits for one that says why it fails, and then for ever.
+    let broken = "[Service]\n        Type=oneshot\n        TimeoutStartSec=infinity\n        \
+                  ExecStartPre=-${tools}/bin/busybox systemctl start broken.service\n        \
+                  ExecStart=${tools}/bin/busybox sleep infinity\n        #";
+    ann.edit("[Service]\n        EnvironmentFile", &format!("{broken}EnvironmentFile"));
+    ann.edit("        ExecStart=${tools}/bin/busybox httpd", "        # ExecStart=${tools}/bin/busybox httpd");
+    ann.edit("-${tools}/bin/busybox systemctl", "-/usr/bin/systemctl");
+    ann.edit(
+        "$b ln -s ../web.service",
+        "$b printf '[Service]\\nType=oneshot\\nExecStart=%s/bin/busybox sh -c \"echo the database is gone; exit 3\"\\n' ${tools} \
+         >$out/layer/etc/systemd/system/broken.service\n        $b ln -s ../web.service",
+    );
+    let pushed = ann.push(&[]);
+    let text = pushed.all();
+    for part in [
+        "did not get ready in time",
+        "broken.service failed in the guest",
+        "the database is gone",
+        "starting the previous version again",
+        "failed at boot",
+    ] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    assert_eq!((ann.page("web").as_str(), ann.state("web").as_str()), ("Hello from Seed", "running"));
+    assert_eq!(machine.property(&format!("seed-vm@{namespace}-web.service"), "ActiveState"), "active");
 }
 
 #[test]

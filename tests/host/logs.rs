@@ -21,6 +21,15 @@ fn logs_status_and_help_tell_what_they_should_and_no_more() {
     assert_eq!(follow.code, 124, "it goes on until it is ended: {}", follow.all());
     assert!(follow.out.lines().count() > 5);
 
+    // The console and the guest's own journal, in one order, with fields.
+    let all = ann.shell(&["logs", "web", "--lines", "2000", "--json"]).ok();
+    let lines: Vec<seed::bus::LogLine> = all.lines().map(|line| serde_json::from_str(line).expect("a line")).collect();
+    assert!(lines.iter().any(|line| line.source == "console" && line.pid.is_none()), "{all}");
+    let web = |line: &&seed::bus::LogLine| line.source == "systemd" && line.pid == Some(1) && line.text.contains("web.service");
+    assert!(lines.iter().any(|line| web(&line)), "{all}");
+    assert!(lines.iter().any(|line| line.unit.ends_with(".service") && line.pid.is_some_and(|pid| pid > 1)), "{all}");
+    assert!(lines.is_sorted_by_key(|line| line.at));
+
     let unknown = ann.shell(&["logs", "wbe"]);
     assert_eq!(unknown.code, 3);
     assert!(unknown.err.contains("my-app/web"), "{}", unknown.err);

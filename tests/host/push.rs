@@ -29,6 +29,8 @@ fn a_push_becomes_a_page() {
     assert_eq!(slice, format!("seed-{}.slice", &namespace[2..]));
     let user = machine.property(&unit, "User");
     assert_ne!(user, "root");
+    let machines = machine.run(&["machinectl", "--no-legend", "list"]).ok();
+    assert!(machines.contains(&format!("{namespace}-web")), "{machines}");
 
     // A changed page is a new boot, and the push says how it goes.
     ann.edit("Hello from Seed", "Hello again");
@@ -72,6 +74,8 @@ fn of_two_instances_only_the_changed_one_is_restarted_and_a_removed_one_goes() {
     let (_, namespace) = ann.plant();
     let unit = |name: &str| format!("seed-vm@{namespace}-{name}.service");
     assert_eq!((ann.state("web").as_str(), ann.state("api").as_str()), ("running", "running"));
+    // Each has an address of its own: both expose port 80.
+    assert_eq!(ann.status()["namespaces"][0]["instances"][0]["ports"], ann.status()["namespaces"][0]["instances"][1]["ports"]);
     let api = machine.main_pid(&unit("api"));
     ann.edit("page = \"Hello from Seed\"", "page = \"Second\"");
     let text = ann.push(&[]).all();
@@ -89,8 +93,8 @@ fn of_two_instances_only_the_changed_one_is_restarted_and_a_removed_one_goes() {
 }
 
 /// A second instance before the first; it never changes, since its page is its own.
-const TWO: &str = r##"seeds.api = {
-        meta = { version = 1; name = "api"; storage.data = { size = "64Mi"; }; };
+pub const TWO: &str = r##"seeds.api = {
+        meta = { version = 1; name = "api"; expose.http = { port = 80; protocol = "http"; }; storage.data = { size = "64Mi"; }; };
         toplevel = build "seed-api" ''
           $b mkdir -p $out/layer
           $b ln -s ${system}/boot/kernel ${system}/boot/initrd $out/

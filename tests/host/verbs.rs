@@ -74,9 +74,45 @@ fn a_bad_deploy_is_gone_back_from_and_what_is_stopped_stays_off() {
     machine.run(&["seed", "start", "my-app/web"]).ok();
     assert_eq!(ann.page("web"), "While it was off");
 
+    // Held as it is, and let go again.
+    ann.shell(&["pin", "web"]).ok();
+    ann.edit("page = \"While it was off\"", "page = \"Not yet\"");
+    let pushed = ann.push(&[]);
+    assert!(pushed.code == 0 && pushed.all().contains("web: pinned by"), "{}", pushed.all());
+    assert_eq!(ann.page("web"), "While it was off");
+    ann.shell(&["unpin", "web"]).ok();
+    let pinned = ann.status()["namespaces"][0]["instances"][0]["pinnedBy"].clone();
+    assert_eq!(pinned, "");
+
+    // Who I am, and what is drawn again and again.
+    let key = machine.run(&["ssh-keygen", "-lf", "/root/ann/key.pub"]).ok();
+    assert_eq!(key.split_whitespace().nth(1), Some(ann.shell(&["whoami"]).ok().trim()));
+    let watched = ann.shell_for(7, &["status", "--watch", "--json"]);
+    assert!(watched.code == 124 && watched.out.contains("\"running\""), "{}", watched.all());
+    // A shell at a terminal, and sftp.
+    let shell = ann.asks(&["shell", "web"]).join(" ").replacen("ssh ", "ssh -tt ", 1);
+    let line = format!("{shell} < <(echo 'stty size; hostname; exit 7'; sleep 5)");
+    let said = machine.run(&["bash", "-c", &line]);
+    assert!(said.code == 7 && said.out.contains("web"), "{}", said.all());
+    let sftp = ann.asks(&[]).join(" ").replacen("ssh ", "sftp -b - ", 1).replace(" -p ", " -P ");
+    let line = format!("printf 'get web:/srv/www/index.html /root/ann/got\\nls web:/srv/www\\n' | {sftp}");
+    assert!(machine.run(&["bash", "-c", &line]).ok().contains("index.html"));
+    assert_eq!(machine.run(&["cat", "/root/ann/got"]).ok(), "While it was off\n");
+    // Names and codes are taken back.
+    ann.shell(&["domain", "remove", "www.example.com"]).ok();
+    assert!(ann.shell(&["domain", "list"]).ok().contains("No name is claimed"));
+    let code = machine.invite();
+    assert!(machine.run(&["seed", "invite", "list"]).ok().contains(&code[..6]));
+    machine.run(&["seed", "invite", "revoke", &code[..6]]).ok();
+    assert!(!machine.run(&["seed", "invite", "list"]).ok().contains(&code[..6]));
+
     // The end; volumes stay.
     let half = ann.shell(&["destroy", "web"]);
     assert!(half.code == 2 && half.err.contains("destroy web web"), "{}", half.all());
+    let gone = ann.shell(&["destroy", "web", "web"]);
+    assert!(gone.code == 0 && gone.all().contains("web is gone; kept, and listed by status: data"), "{}", gone.all());
+    assert_eq!(machine.property(&unit, "LoadState"), "not-found");
+    assert!(ann.shell(&["status"]).ok().contains("web/data (64Mi)"));
     let gone = ann.shell(&["unplant", "my-app", "my-app"]);
     assert!(gone.code == 0 && gone.all().contains("the volume web/data (64Mi)"), "{}", gone.all());
     assert_eq!(machine.property(&unit, "LoadState"), "not-found");
@@ -90,6 +126,8 @@ fn a_bad_deploy_is_gone_back_from_and_what_is_stopped_stays_off() {
     machine.run(&["bash", "-c", "source <(seed completion bash) && complete -p seed"]).ok();
     machine.run(&["seed", "man", "/tmp/man"]).ok();
     assert!(machine.path("/tmp/man/seed-rollback.1").exists() && machine.path("/tmp/man/seed.1").exists());
+    assert!(!machine.path("/tmp/man/seed-store-view.1").exists(), "nobody types that");
+    machine.run(&["bash", "-c", "source /usr/share/bash-completion/completions/seed && complete -p seed"]).ok();
     assert_eq!(machine.run(&["seed", "rolback"]).code, 2);
     assert!(machine.run(&["seed", "help", "logs"]).ok().contains("--since"));
 }
