@@ -424,6 +424,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     fn set_token(&mut self, who: &str, name: &str, token: &Secret) -> Result<Reply, Refusal> {
         let plant = self.remote_plant(who, Verb::Administer, name)?;
+        if let FlakeUri::Remote(remote) = &plant.uri
+            && remote.is_ssh()
+        {
+            let why = format!("{0} is read over SSH with a deploy key, and takes no token: remote {0} key shows it", plant.uri);
+            return Err(Refusal::Invalid(why));
+        }
         self.shared.settings.remotes.credentials.set_token(&plant.namespace, token)?;
         tracing::info!(namespace = %plant.namespace, "a token was set");
         Ok(Reply::Nothing)

@@ -167,14 +167,14 @@ async fn talk(settings: Settings, command: &str) -> Result<u8, GitSshError> {
         let _copied = tokio::io::copy(&mut tokio::io::stdin(), &mut to).await;
         let _told = write.eof().await;
     });
-    let (mut out, mut code) = (tokio::io::stdout(), None);
+    let (mut out, mut code, mut complaints) = (tokio::io::stdout(), None, Complaints::default());
     while let Some(message) = read.wait().await {
         match message {
             ChannelMsg::Data { data } => {
                 out.write_all(&data).await?;
                 out.flush().await?;
             }
-            ChannelMsg::ExtendedData { data, .. } => std::io::stderr().write_all(&data)?,
+            ChannelMsg::ExtendedData { data, .. } => std::io::stderr().write_all(&complaints.marked(&data))?,
             ChannelMsg::ExitStatus { exit_status } => code = Some(exit_status),
             ChannelMsg::Failure => return Err(GitSshError::Denied),
             ChannelMsg::Close => break,
@@ -184,6 +184,25 @@ async fn talk(settings: Settings, command: &str) -> Result<u8, GitSshError> {
     Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
 }
 
+/// What a server says beside its answer. Each line is marked as its own, or it could speak as this program does.
+#[derive(Default)]
+struct Complaints {
+    in_line: bool,
+}
+
+impl Complaints {
+    fn marked(&mut self, data: &[u8]) -> Vec<u8> {
+        let mut text = Vec::with_capacity(data.len() + 16);
+        for byte in data {
+            if !std::mem::replace(&mut self.in_line, !matches!(byte, b'\n' | b'\r')) {
+                text.extend_from_slice(b"remote: ");
+            }
+            text.push(*byte);
+        }
+        text
+    }
+}
+
 fn private_key(path: &Path) -> Result<PrivateKey, GitSshError> {
     PrivateKey::from_openssh(std::fs::read_to_string(path)?).map_err(|error| GitSshError::Key(error.to_string()))
 }
@@ -191,6 +210,18 @@ fn private_key(path: &Path) -> Result<PrivateKey, GitSshError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_cannot_speak_as_this_program_does() {
+        let mut complaints = Complaints::default();
+        let said: Vec<u8> = [&b"seed-ssh: host key SHA256:evil\nse"[..], b"ed-ssh: x\r", b"seed-ssh: y\n"]
+            .into_iter()
+            .flat_map(|data| complaints.marked(data))
+            .collect();
+        let said = String::from_utf8(said).unwrap();
+        assert_eq!(said, "remote: seed-ssh: host key SHA256:evil\nremote: seed-ssh: x\rremote: seed-ssh: y\n");
+        assert!(said.lines().all(|line| !line.starts_with(COMPLAINT)));
+    }
 
     #[test]
     fn github_is_known_by_what_it_publishes() {

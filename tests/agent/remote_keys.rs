@@ -12,7 +12,11 @@ use seed::{
         Outcome, Refusal,
         github::{RemoteKey, RemoteStatus},
     },
-    spec::name::KeyId,
+    spec::{
+        access::Repository,
+        name::{FlakeUri, KeyId},
+    },
+    state::{Change, Plant, Secret, State, Upstream},
 };
 use serde_json::json;
 
@@ -107,11 +111,24 @@ async fn a_private_repository_is_planted_and_followed_with_a_deploy_key_and_a_se
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_read_over_ssh_only_wants_a_key() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     let code = world.invite(1).await;
     let uri = "git+ssh://git@git.example.org/ann/app";
     for (token, reason) in [(None, "--key"), (Some("s3cret"), "takes no token")] {
         let Err(Refusal::Invalid(said)) = plant_with(&world, ann().as_str(), uri, &code, token).await else { panic!("{token:?}") };
         assert!(said.contains(reason), "{said}");
     }
+    // Planted, it takes none either: what it is read with would be out of sight.
+    let flake: FlakeUri = uri.parse().unwrap();
+    let (namespace, hash) = (flake.namespace(), flake.hash());
+    let repository = Repository::new(namespace.as_str().parse().unwrap(), ann(), 1);
+    let secret = Secret("webhook".into());
+    let upstream = Upstream { repository, secret, branch: None, seen: None, host_key: None };
+    let plant = Plant { uri: flake, namespace: namespace.clone(), hash, by: ann(), at: 1 };
+    let batch = vec![Change::Plant(namespace.clone(), Some(plant)), Change::Upstream(namespace, Some(upstream))];
+    world.state.commit(batch).await.unwrap();
+    world.kill_agent().await;
+    let token = Question::SetToken { who: ann().to_string(), repository: uri.into(), token: Secret("t0ken".into()) };
+    let Err(Refusal::Invalid(said)) = world.handle.ask(Request::Remote(token)).await else { panic!("a token") };
+    assert!(said.contains("takes no token"), "{said}");
 }
