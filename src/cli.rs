@@ -79,6 +79,9 @@ enum Verb {
     /// Fetch a repository from elsewhere; the agent starts it, as a user of its own
     #[command(hide = true)]
     FetchRepository(build::fetch::Args),
+    /// Remove a repository that was fetched; the agent starts it, as the user who has fetched it
+    #[command(hide = true)]
+    ForgetRepository { path: PathBuf },
     /// Become virtiofsd with a view of one closure; seed-store@….service starts it
     #[command(hide = true)]
     StoreView(launch::store_view::Args),
@@ -150,6 +153,10 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             let shown = Credential::given().map(|credential| credential.shown()).transpose();
             let found = build::fetch::fetch(&args, shown.context("could not read the credential")?.as_ref())?;
             println!("{}", serde_json::to_string(&found).context("could not say what was found")?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::ForgetRepository { path } => {
+            build::fetch::forget(&path).with_context(|| format!("could not remove {}", path.display()))?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::StoreView(args) => Ok(launch::store_view::main(args)),

@@ -10,7 +10,7 @@ use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::watch};
 
 use crate::{
     bus::{Level, Outcome, Progress, Stage},
-    spec::name::{InstanceId, InstanceName, Namespace},
+    spec::name::{InstanceId, InstanceName, KeyId, Namespace},
 };
 
 /// How many lines one job keeps. A build that says more loses its oldest `detail` lines.
@@ -30,6 +30,8 @@ pub struct Job {
     pub namespace: Namespace,
     /// The one instance that it is about, if it is about no other.
     pub instance: Option<InstanceName>,
+    /// Who may follow it, whatever else they may see by then.
+    pub by: Option<KeyId>,
     lines: Arc<Mutex<Lines>>,
     /// Bumped at every line.
     turn: Arc<watch::Sender<u64>>,
@@ -63,7 +65,7 @@ const MAX_PLAN: usize = 100;
 impl Job {
     /// A job that has said nothing yet.
     pub fn new(name: String, namespace: Namespace) -> Self {
-        Self { name, namespace, instance: None, lines: Arc::default(), turn: Arc::new(watch::Sender::new(0)) }
+        Self { name, namespace, instance: None, by: None, lines: Arc::default(), turn: Arc::new(watch::Sender::new(0)) }
     }
 
     /// Adds a line.
@@ -224,17 +226,22 @@ impl Jobs {
 
     /// A new job; the oldest ended ones are forgotten.
     pub fn create(&mut self, namespace: Namespace) -> Job {
-        self.add(namespace, None)
+        self.add(namespace, None, None)
     }
 
     /// A new job about one instance.
     pub fn about(&mut self, id: &InstanceId) -> Job {
-        self.add(id.namespace.clone(), Some(id.name.clone()))
+        self.add(id.namespace.clone(), Some(id.name.clone()), None)
     }
 
-    fn add(&mut self, namespace: Namespace, instance: Option<InstanceName>) -> Job {
+    /// A new job that takes away what `by` has a say in.
+    pub fn create_by(&mut self, namespace: Namespace, by: Option<KeyId>) -> Job {
+        self.add(namespace, None, by)
+    }
+
+    fn add(&mut self, namespace: Namespace, instance: Option<InstanceName>, by: Option<KeyId>) -> Job {
         self.count += 1;
-        let job = Job { instance, ..Job::new(format!("{:x}-{}", self.epoch, self.count), namespace) };
+        let job = Job { instance, by, ..Job::new(format!("{:x}-{}", self.epoch, self.count), namespace) };
         self.jobs.insert(job.name.clone(), job.clone());
         self.order.push_back(job.name.clone());
         while self.order.len() > MAX_ENDED {

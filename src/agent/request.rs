@@ -169,6 +169,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             Reach::Everything => true,
         };
         let may = who == Principal::Operator
+            || matches!((&who, &job.by), (Principal::Key(who), Some(by)) if who == by)
             || self.memory.plants.get(&job.namespace).is_some_and(seen)
             || self.owns_namespace(&who, &job.namespace);
         if !may {

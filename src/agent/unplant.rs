@@ -24,7 +24,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     pub(super) async fn unplant(&mut self, who: &str, name: &str, again: &str, answer: Answer) {
         match self.uproot(who, name, again).await {
             Ok((plant, kept, settled)) => {
-                let job = self.jobs.create(plant.namespace.clone());
+                // There may be nothing left in which they have a part.
+                let by = principal(who).ok().as_ref().and_then(super::history::key);
+                let job = self.jobs.create_by(plant.namespace.clone(), by);
                 let shared = self.shared.clone();
                 tokio::spawn(async move {
                     let kept = [kept, earlier(&shared, &plant.namespace).await].concat();
@@ -81,6 +83,9 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let mut batch = self.forget(namespace);
         batch.push(Change::Former(namespace.clone(), Some(former)));
         self.commit(batch).await?;
+        if let FlakeUri::Remote(_) = &plant.uri {
+            self.forget_fetched(namespace.clone());
+        }
         self.publish_namespace(namespace);
         tracing::info!(%namespace, flake = %plant.uri, "unplanted");
         let id = |name: &_| InstanceId { namespace: namespace.clone(), name: Clone::clone(name) };

@@ -2,7 +2,12 @@
 //! (`seed-fetch@<namespace>.service`, running [`super::mirror`]) as a user that exists only for that namespace. No other tenant's unit,
 //! and no door, can see it. It is a cache: what is lost is fetched again.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use tokio::{io::AsyncReadExt, process::Command, sync::Semaphore};
@@ -52,7 +57,7 @@ pub enum Credential {
 
 impl Credential {
     /// As [`fetch`] wants it.
-    pub fn shown(&self) -> std::io::Result<Shown> {
+    pub fn shown(&self) -> io::Result<Shown> {
         match self {
             Self::Token(path) => std::fs::read_to_string(path).map(|text| Shown::Token(text.trim().to_owned())),
             Self::Key(path) => Ok(Shown::Key(path.clone())),
@@ -88,6 +93,19 @@ impl Fetcher {
 
     /// Fetches, and says where the branch is.
     pub async fn fetch(&self, wanted: &Wanted) -> Result<Found, FetchError> {
+        for _ in 0..10 {
+            match self.fetch_once(wanted).await {
+                // What was fetched for an earlier try is being removed: that does not take long.
+                Err(FetchError::Host(said)) if said.contains("already loaded") => {
+                    tokio::time::sleep(Duration::from_millis(500)).await
+                }
+                answered => return answered,
+            }
+        }
+        self.fetch_once(wanted).await
+    }
+
+    async fn fetch_once(&self, wanted: &Wanted) -> Result<Found, FetchError> {
         let host = |what: String| FetchError::Host(what);
         // It is never closed.
         let _turn = FETCHES.acquire().await;
@@ -158,6 +176,43 @@ impl Fetcher {
             None => Err(host(complaint::plain(said.trim()))),
         }
     }
+}
+
+impl Fetcher {
+    /// Removes what is here of the repository of a namespace.
+    pub async fn forget(&self, namespace: &Namespace) -> Result<(), FetchError> {
+        let host = |error: io::Error| FetchError::Host(error.to_string());
+        let path = self.path(namespace);
+        let Self::Unit { systemd_run, seed, .. } = self else {
+            return tokio::task::spawn_blocking(move || forget(&path)).await.map_err(|error| host(error.into()))?.map_err(host);
+        };
+        let mut command = Command::new(systemd_run);
+        command.args(["--wait", "--pipe", "--collect", "--quiet", "--service-type=exec", "--expand-environment=no"]);
+        // As a fetch is called, so that systemd never runs both.
+        command.arg(format!("--unit=seed-fetch@{namespace}.service"));
+        command.arg(format!("--description=Seed: removes what was fetched of {namespace}"));
+        let properties = FETCH.iter().map(|property| (*property).to_owned()).chain(sandbox(namespace));
+        for property in properties.chain(["IPAddressDeny=any".to_owned()]) {
+            command.arg("--property").arg(property);
+        }
+        command.arg("--").arg(seed).arg("forget-repository").arg(path);
+        command.env_clear().env("PATH", "/run/current-system/sw/bin:/usr/bin:/bin");
+        let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.map_err(host)?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(FetchError::Host(complaint::plain(String::from_utf8_lossy(&output.stderr).trim()))),
+        }
+    }
+}
+
+/// Removes a repository that was fetched, and what was noted beside it.
+pub fn forget(repository: &Path) -> io::Result<()> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(std::fs::remove_dir_all(repository))?;
+    ["unfinished", "host-key"].into_iter().try_for_each(|beside| gone(std::fs::remove_file(repository.with_extension(beside))))
 }
 
 fn cache(namespace: &Namespace) -> String {

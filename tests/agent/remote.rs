@@ -361,14 +361,22 @@ async fn what_was_gone_back_from_does_not_return_by_itself_and_unplanting_leaves
 
     let token = Secret("s3cret".into());
     world.handle.ask(ask(Question::SetToken { who: who.clone(), repository: "app".into(), token })).await.unwrap();
-    world
+    let unplanted = world
         .text(Request::History(History::Unplant { who, repository: "github:ann/app".into(), again: "github:ann/app".into() }))
         .await
         .unwrap();
+    let job = serde_json::from_str::<serde_json::Value>(&unplanted).unwrap()["job"].as_str().unwrap().to_owned();
+    assert_eq!(world.follow(&job).await.0, Outcome::Done);
+    let own = Request::Follow { who: ann().to_string(), job: job.clone() };
+    assert!(world.handle.ask(own).await.is_ok(), "who unplants follows to the end");
+    let others = Request::Follow { who: bob().to_string(), job };
+    assert!(matches!(world.handle.ask(others).await, Err(Refusal::NotFound(_))));
     world.until("it is gone", |world| world.sim.running(&web).is_none()).await;
     assert!(world.state.memory().upstreams.is_empty());
     assert!(hook(&world, "ann/app", "refs/heads/main", &sign(&secret, "y"), "y").await.is_err());
     assert_eq!(std::fs::read_dir(world.path("credentials")).unwrap().count(), 0, "the token is gone");
+    let mirror = world.path("mirrors").join(web.namespace.as_str()).join("mirror.git");
+    world.until("what was fetched is gone", |_| !mirror.exists()).await;
     let asked = world.forge.requests("");
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert!(world.forge.requests("") <= asked + 2, "it is not looked at any more");
@@ -427,6 +435,8 @@ async fn who_does_not_stand_in_the_repository_plants_it_under_no_code() {
     // Another branch says nothing of this one.
     world.forge.commit("ann/app", "next", &[(".authorized_keys", &format!("{bob_line}\n"))]);
     assert!(matches!(plant(&world, &bob(), uri, &code).await, Err(Refusal::Denied(_))));
+    let mirror = world.path("mirrors").join(id(uri, "web").namespace.as_str()).join("mirror.git");
+    world.until("what was fetched for nothing is gone", |_| !mirror.exists()).await;
     let memory = world.state.memory();
     assert!(memory.plants.is_empty() && memory.upstreams.is_empty() && memory.invites.values().all(|invite| invite.uses_left == 1));
 

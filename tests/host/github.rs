@@ -146,4 +146,13 @@ fn a_repository_of_a_forge_is_followed_and_a_private_one_is_read_with_its_token(
     assert!(ann.shell(&["remote", "app"]).ok().contains("host key"));
     let file = format!("/var/lib/seed/credentials/{namespace}.key");
     assert_eq!(machine.run(&["stat", "-c", "%U %a", &file]).ok().trim(), "root 600");
+    // What a webhook brought is in the record, and no text of a secret's.
+    let audit = ann.shell(&["audit"]).ok();
+    assert!(audit.contains("fetch github:ann/app refs/heads/main") && !audit.contains("s3cret"), "{audit}");
+
+    // Unplanted, nothing of it is left here.
+    ann.shell(&["unplant", "app", "app"]).ok();
+    machine.wait("what was fetched is gone", LIMIT, || {
+        (machine.run(&["ls", &cache]).out.trim().is_empty() && machine.run(&["ls", &file]).code != 0).then_some(())
+    });
 }

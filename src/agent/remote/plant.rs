@@ -23,7 +23,7 @@ use crate::{
     spec::{
         access::{Principal, Repository, fingerprint},
         authorized_keys,
-        name::{FlakeUri, KeyId, Remote},
+        name::{FlakeUri, KeyId, Namespace, Remote},
         ownership,
     },
     state::{Change, Invite, Plant, Secret, State, Upstream},
@@ -136,7 +136,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 
     /// What comes of it once it was fetched, or could not be.
     pub(super) async fn tried(&mut self, planting: Planting, fetched: Result<Fetched, FetchError>) -> Result<Reply, Refusal> {
-        let lent = planting.lent.clone();
+        let (lent, namespace) = (planting.lent.clone(), planting.uri.namespace());
         let reply = match fetched {
             Ok(fetched) => self.planted_remote(planting, fetched).await,
             Err(error) => Err(unreadable(&error)),
@@ -144,7 +144,21 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         if let (Err(_), Some(lent)) = (&reply, lent) {
             self.shared.settings.remotes.credentials.give_back(&lent);
         }
+        // What was brought here for nothing does not stay.
+        if reply.is_err() && !self.memory.plants.contains_key(&namespace) {
+            self.forget_fetched(namespace);
+        }
         reply
+    }
+
+    /// Has what was fetched for a namespace removed, beside the loop.
+    pub(in crate::agent) fn forget_fetched(&self, namespace: Namespace) {
+        let fetcher = self.shared.settings.remotes.fetcher.clone();
+        tokio::spawn(async move {
+            if let Err(error) = fetcher.forget(&namespace).await {
+                tracing::warn!(%namespace, %error, "what was fetched stays on the disk");
+            }
+        });
     }
 
     async fn planted_remote(&mut self, planting: Planting, fetched: Fetched) -> Result<Reply, Refusal> {
