@@ -18,5 +18,6 @@ mod inside;
 mod push;
 mod refused;
 mod shell;
+mod small;
 mod support;
 mod vanish;

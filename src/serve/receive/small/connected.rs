@@ -39,10 +39,10 @@ impl<'a, F: FnMut(&ObjectId, u64) -> Result<Option<Object>, Odd>> Here<'a, F> {
     /// is plain.
     pub fn check(&mut self, new: ObjectId) -> Result<(), Odd> {
         if !self.sent.contains_key(&new) {
-            if !self.sent.is_empty() || !self.tips.contains(&new) {
+            if !self.sent.is_empty() {
                 return Err(Odd("a commit that was not sent"));
             }
-            return self.commit_here(&new).map(drop);
+            return self.parents(&BTreeSet::from([new])).map(drop);
         }
         let (mut todo, mut trees, mut outside) = (vec![new], Vec::new(), BTreeSet::new());
         while let Some(id) = todo.pop() {
@@ -75,7 +75,7 @@ impl<'a, F: FnMut(&ObjectId, u64) -> Result<Option<Object>, Odd>> Here<'a, F> {
         object.and_then(|object| plain::leads_to(&object.data).map(|(commit, _)| commit)).ok_or(NO_COMMIT)
     }
 
-    /// The trees of commits that are to be behind the refs.
+    /// The trees of commits that a ref has to lead to.
     fn parents(&mut self, outside: &BTreeSet<ObjectId>) -> Result<Vec<ObjectId>, Odd> {
         let mut trees = Vec::new();
         let mut behind: BTreeSet<ObjectId> = outside.clone();
@@ -109,7 +109,7 @@ impl<'a, F: FnMut(&ObjectId, u64) -> Result<Option<Object>, Odd>> Here<'a, F> {
             }
             todo.extend(commit.parents);
         }
-        Err(Odd("a parent that no ref leads to"))
+        Err(Odd("a commit that no ref is seen to lead to"))
     }
 
     /// Goes through the trees that were sent, beside the trees of before. What is neither sent nor at the same place before is returned.
