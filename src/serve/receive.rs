@@ -38,7 +38,7 @@ use super::{
     unheard::Mark,
 };
 use crate::{
-    bus::Pushed,
+    bus::{PushRead, Pushed},
     spec::{
         caller::Caller,
         name::{RefName, RepoName},
@@ -161,11 +161,13 @@ impl Push {
             }
             _ => Err(Taken::default()),
         };
+        let mut read = None;
         let (report, code, accepted, mark, turn, pumping) = match taken {
             Ok((kept, turn)) => {
                 if let Some(said) = kept.said.filter(|_| room > 0 && !request.can("quiet")) {
                     out.send(&pktline::band(2, said.as_bytes(), room)).await;
                 }
+                read = kept.read;
                 let pumping = tokio::spawn(pump(input, None, Arc::clone(&sent)));
                 (kept.report, 0, request.updates.clone(), kept.mark, turn, pumping)
             }
@@ -221,7 +223,8 @@ impl Push {
         if let Some(mark) = &mark {
             mark.expect(branches.len());
         }
-        let told: Vec<_> = branches.iter().map(|update| ((*update).clone(), self.tell_agent(update, mode, mark.clone()))).collect();
+        let told: Vec<_> =
+            branches.iter().map(|update| ((*update).clone(), self.tell_agent(update, mode, mark.clone(), read.take()))).collect();
         drop(token);
         if room > 0 && accepted.is_empty() && sent.load(Ordering::Relaxed) > most.0 {
             for line in self.too_large(most) {
@@ -314,15 +317,25 @@ impl Push {
     }
 
     /// Tells the agent, and goes on trying while it is away. Not bound to the client's stay.
-    fn tell_agent(&self, update: &Update, mode: Mode, mark: Option<Arc<Mark>>) -> tokio::task::JoinHandle<Asked<Pushed>> {
+    fn tell_agent(
+        &self,
+        update: &Update,
+        mode: Mode,
+        mark: Option<Arc<Mark>>,
+        read: Option<PushRead>,
+    ) -> tokio::task::JoinHandle<Asked<Pushed>> {
         let (doors, who, name, update) = (Arc::clone(&self.doors), self.who.clone(), self.name.clone(), update.clone());
         let mode = if mode == Mode::Plan { "plan" } else { "deploy" };
+        let read = read.and_then(|read| serde_json::to_string(&read).ok());
         let tracked = self.doors.pushes.clone();
         tracked.spawn(async move {
             loop {
                 let (reference, old, new) = (&update.reference, update.old.as_str(), update.new.as_str());
-                let asked = doors.agent.push(who.as_str(), name.as_str(), reference, old, new, mode);
-                let answer = ask::document(asked).await;
+                let (who, name) = (who.as_str(), name.as_str());
+                let answer = match &read {
+                    Some(read) => ask::document(doors.agent.push_read(who, name, reference, old, new, mode, read)).await,
+                    None => ask::document(doors.agent.push(who, name, reference, old, new, mode)).await,
+                };
                 match &answer {
                     Err(refusal) if ask::away(refusal) => {
                         tokio::time::sleep(Duration::from_millis(500)).await;

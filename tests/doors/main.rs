@@ -19,5 +19,6 @@ mod push;
 mod refused;
 mod shell;
 mod small;
+mod stand_in;
 mod support;
 mod vanish;

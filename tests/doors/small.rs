@@ -7,6 +7,7 @@ use std::{
     process::Stdio,
 };
 
+use seed::bus::PushRead;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::support::{Ran, World, run};
@@ -189,6 +190,34 @@ async fn what_most_people_push_starts_no_program() {
     push(&world, &["main:refs/heads/young"]).await.ok();
     assert_eq!(started(&world), 0);
     whole(&world, "p").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_is_handed_what_it_would_have_to_read() {
+    let world = begun().await;
+    let told = || std::mem::take(&mut world.agent.told().read);
+    let read = |keys: Option<&str>| vec![PushRead { branch: "refs/heads/main".parse().unwrap(), keys: keys.map(str::to_owned) }];
+    told();
+    world.commit("p", ".authorized_keys", b"ssh-ed25519 AAAA \0\xff\n").await;
+    push(&world, &["main"]).await.ok();
+    assert_eq!(told(), read(Some("ssh-ed25519 AAAA \0\u{fffd}\n")));
+    world.commit("p", "another", b"x").await;
+    push(&world, &["main"]).await.ok();
+    assert_eq!(told(), read(Some("ssh-ed25519 AAAA \0\u{fffd}\n")), "it was not sent again");
+    push(&world, &["main:other"]).await.ok();
+    assert_eq!(told(), read(None), "not the default branch");
+    std::fs::remove_file(world.path("p/.authorized_keys")).unwrap();
+    world.commit("p", "another", b"y").await;
+    push(&world, &["-o", "plan", "main"]).await.ok();
+    assert_eq!(told(), read(None));
+    world.commit("p", ".authorized_keys", &vec![b'#'; 300 << 10]).await;
+    push(&world, &["main"]).await.ok();
+    assert_eq!(told(), [], "the agent says what it thinks of that");
+    std::fs::remove_file(world.path("p/.authorized_keys")).unwrap();
+    std::os::unix::fs::symlink("another", world.path("p/.authorized_keys")).unwrap();
+    world.commit("p", "another", b"z").await;
+    push(&world, &["main"]).await.ok();
+    assert_eq!((told(), started(&world)), (vec![], 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,20 +29,24 @@ use tokio::{
 use self::{
     connected::Here,
     pack::{Entry, Found, Scan},
+    plain::Mode,
     refs::Refs,
     shelf::Shelf,
 };
 use super::{
     super::{
+        git,
         pktline::{self, Request, Update},
         unheard::Mark,
     },
     IDLE,
 };
-use crate::spec::caller::Caller;
+use crate::{bus::PushRead, spec::caller::Caller};
 
 /// The most bytes of a small pack.
 const MOST: u64 = 1 << 20;
+/// The largest `.authorized_keys`, commit or folder that is read for the agent.
+const MAX_KEYS_FILE: u64 = 256 << 10;
 /// How many pushes may be unfolded at a time; each can take tens of megabytes.
 static UNFOLDING: Semaphore = Semaphore::const_new(2);
 
@@ -132,6 +136,8 @@ pub(super) struct Kept {
     pub mark: Option<Arc<Mark>>,
     /// What git's clients are used to be told of deltas.
     pub said: Option<String>,
+    /// What the agent needs to know of the repository, if it was read.
+    pub read: Option<PushRead>,
     /// As receive-pack would report.
     pub report: Vec<u8>,
 }
@@ -158,13 +164,35 @@ fn push(path: &std::path::Path, update: &Update, taken: &Taken, who: Option<&Cal
     let sent = pack::unfold(&taken.bytes, entries, |id, most| shelf.read(id, most))?;
     let tips = held.refs.tips();
     Here::new(&sent.objects, &tips, |id, most| shelf.read(id, most)).check(new)?;
+    let keys = keys(&new, &mut |id, most| match sent.objects.get(id) {
+        Some(object) => Ok((object.data.len() as u64 <= most).then(|| object.clone())),
+        None => shelf.read(id, most),
+    });
     let said = deltas(sent.deltas, sent.borrowed.len());
     // An empty pack moves a ref to where another is.
     let files = (!sent.objects.is_empty()).then(|| sent.files(&taken.bytes)).transpose()?;
     let mark = keep::keep(path, held, update, files, who)?;
     let report =
         [pktline::data(b"unpack ok\n"), pktline::data(format!("ok {name}\n").as_bytes()), pktline::FLUSH.to_vec()].concat();
-    Ok(Kept { mark, said, report })
+    let read = git::default_branch(path).zip(keys).map(|(branch, keys)| {
+        let keys = keys.filter(|_| branch == name);
+        PushRead { branch, keys }
+    });
+    Ok(Kept { mark, said, read, report })
+}
+
+/// The text of a commit's `.authorized_keys`, if there is one; `None` if the agent had better look itself.
+fn keys(commit: &ObjectId, read: &mut impl FnMut(&ObjectId, u64) -> Result<Option<pack::Object>, Odd>) -> Option<Option<String>> {
+    let mut all = |id: &ObjectId| read(id, MAX_KEYS_FILE).ok().flatten();
+    let commit = all(commit)?;
+    let (commit, _) = plain::leads_to(&commit.data)?;
+    let tree = all(&commit.tree)?;
+    let entries = plain::entries(&tree.data)?;
+    match entries.iter().find(|entry| entry.name == b".authorized_keys") {
+        None => Some(None),
+        Some(entry) if entry.mode == Mode::File => Some(Some(String::from_utf8_lossy(&all(&entry.id)?.data).into_owned())),
+        Some(_) => None,
+    }
 }
 
 /// git's words for what was done with deltas.
