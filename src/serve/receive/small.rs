@@ -5,6 +5,8 @@
 //! `git receive-pack`, which knows why and says so. So there are two answers to a push here, "as git would" and "ask git", and never a no.
 
 mod connected;
+#[cfg(any(test, feature = "fuzz"))]
+pub(in crate::serve) mod fuzz;
 mod keep;
 mod pack;
 mod plain;

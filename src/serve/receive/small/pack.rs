@@ -293,7 +293,7 @@ fn index(entries: &[(ObjectId, u32, u32)], sum: &[u8]) -> Result<Vec<u8>, Odd> {
     Ok(index)
 }
 
-fn write_entry(pack: &mut Vec<u8>, object: &Object) -> std::io::Result<()> {
+pub(super) fn write_entry(pack: &mut Vec<u8>, object: &Object) -> std::io::Result<()> {
     let mut size = object.data.len() as u64;
     let number: u8 = match object.kind {
         Kind::Commit => 1,
@@ -315,13 +315,13 @@ fn write_entry(pack: &mut Vec<u8>, object: &Object) -> std::io::Result<()> {
 }
 
 /// The SHA-1 of some bytes; none if they were made to have that of others.
-fn sha1(parts: &[&[u8]]) -> Result<ObjectId, Odd> {
+pub(super) fn sha1(parts: &[&[u8]]) -> Result<ObjectId, Odd> {
     let mut hash = gix::hash::hasher(Sha1);
     parts.iter().for_each(|part| hash.update(part));
     hash.try_finalize().map_err(|_| Odd("a checksum that was made up"))
 }
 
-fn name(object: &Object) -> Result<ObjectId, Odd> {
+pub(super) fn name(object: &Object) -> Result<ObjectId, Odd> {
     sha1(&[format!("{} {}\0", object.kind, object.data.len()).as_bytes(), &object.data])
 }
 
@@ -393,4 +393,96 @@ fn size(delta: &mut &[u8]) -> Option<usize> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::fuzz::{cooked, read, repository, sealed},
+        *,
+    };
+
+    /// A recipe of a text that is sent as it is.
+    fn entry(what: u8, text: &[u8]) -> Vec<u8> {
+        [&[what, u8::try_from(text.len()).unwrap()], text].concat()
+    }
+
+    /// A recipe with each kind of entry: three objects, a delta to the first, and one to something that is not in the pack.
+    fn mixed() -> Vec<u8> {
+        let (here, _) = repository();
+        let (number, base) = here.values().enumerate().find(|(_, object)| object.kind == Kind::Blob).unwrap();
+        let to_first = [&[11, 5, 0x91, 6, 5][..]].concat();
+        let to_base = [&[u8::try_from(base.data.len()).unwrap(), 7, 0x90, 4, 3][..], b"new"].concat();
+        let recipe = [
+            entry(2, b"hello world"),
+            entry(1, b"100644 a\0\xfe\x04"),
+            entry(0, b"no commit"),
+            entry(4 | 8, &to_first),
+            entry(4 | u8::try_from(number).unwrap() << 4, &to_base),
+        ];
+        recipe.concat()
+    }
+
+    #[test]
+    fn objects_and_deltas_are_unfolded_and_what_was_borrowed_is_kept_with_them() {
+        let (here, _) = repository();
+        let sent = cooked(&mixed());
+        for cut in 0..=sent.len() {
+            let pack = read(&sent, cut, &here).unwrap();
+            assert_eq!((pack.objects.len(), pack.deltas, pack.borrowed.len()), (5, 2, 1));
+            assert!(pack.objects.values().any(|object| object.data == b"world"));
+            assert!(pack.objects.values().any(|object| object.data == b"whatnew"));
+        }
+        assert!(read(&sent, sent.len(), &BTreeMap::new()).is_err(), "the base is nowhere");
+        let (kept, _, _) = read(&sent, sent.len(), &here).unwrap().files(&sent).unwrap();
+        assert_eq!(read(&kept, kept.len(), &BTreeMap::new()).unwrap().objects.len(), 6);
+    }
+
+    #[test]
+    fn no_bit_can_be_another_and_no_byte_less_or_more() {
+        let (here, _) = repository();
+        let sent = cooked(&mixed());
+        for place in 0..sent.len() * 8 {
+            let mut bytes = sent.clone();
+            bytes[place / 8] ^= 1 << (place % 8);
+            assert!(read(&bytes, bytes.len(), &here).is_err(), "bit {place}");
+            // Even if somebody makes the checksum fit, it is the pack that was sent, or none.
+            bytes.truncate(sent.len() - TAIL);
+            let bytes = sealed(bytes);
+            drop(read(&bytes, bytes.len(), &here).and_then(|pack| pack.files(&bytes)));
+        }
+        for end in 0..sent.len() {
+            assert!(read(&sent[..end], end, &here).is_err(), "{end}");
+        }
+        assert!(read(&[&sent[..], b"x"].concat(), sent.len() + 1, &here).is_err());
+    }
+
+    #[test]
+    fn what_unfolds_to_much_is_not_unfolded() {
+        let (here, _) = repository();
+        let head = |count: u8| [b"PACK\0\0\0\x02\0\0\0", &[count][..]].concat();
+        // 64 MiB of zeros in an entry that says so, and in one that does not.
+        let mut zeros = Vec::new();
+        write_entry(&mut zeros, &Object { kind: Kind::Blob, data: vec![0; 64 << 20] }).unwrap();
+        let bytes = sealed([&head(1)[..], &zeros].concat());
+        assert_eq!(read(&bytes, bytes.len(), &here).unwrap_err(), Odd("a pack that unfolds to much"));
+        let body = zeros.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+        let bytes = sealed([&head(1)[..], &[0x3f], &zeros[body..]].concat());
+        assert_eq!(read(&bytes, bytes.len(), &here).unwrap_err(), Odd("an entry larger than it says"));
+        // Deltas that declare a gigabyte, and many that double what there is.
+        let big = cooked(&[entry(2, b"hello world"), entry(4 | 8, &[11, 0x80, 0x80, 0x80, 0x80, 4, 0x90, 11])].concat());
+        assert_eq!(read(&big, big.len(), &here).unwrap_err(), Odd("a pack that unfolds to much"));
+        let mut grown = vec![entry(2, &[b'x'; 128])];
+        for power in 7..14_u32 {
+            let sizes = |size: u32| [0x80 | (size & 0x7f) as u8, 0x80 | (size >> 7 & 0x7f) as u8, (size >> 14) as u8];
+            let (from, to) = (1 << power, 2 << power);
+            let copy = [0xb0, (from & 0xff) as u8, (from >> 8) as u8];
+            grown
+                .push(entry(4 | 8 | u8::try_from(power - 7).unwrap() << 4, &[&sizes(from)[..], &sizes(to), &copy, &copy].concat()));
+        }
+        let fine = cooked(&grown.concat());
+        assert_eq!(read(&fine, fine.len(), &here).unwrap().objects.len(), 8);
+        let many = sealed([b"PACK\0\0\0\x02\0\0\x04\0".to_vec(), vec![0; 100]].concat());
+        assert_eq!(read(&many, many.len(), &here).unwrap_err(), Odd("a pack of many objects"));
+    }
 }
