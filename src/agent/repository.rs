@@ -148,6 +148,21 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         });
     }
 
+    /// Takes a push of which the doors have read what there is to know. They could as well have put anything into the repository, which is
+    /// theirs, and who may decide what is the agent's to say all the same.
+    pub(super) async fn push_read(&mut self, request: Request, answer: Answer) {
+        let read = match &request {
+            Request::Push { read: Some(read), .. } => {
+                let large = read.keys.as_ref().is_some_and(|keys| keys.len() as u64 > source::MAX_KEYS_FILE);
+                let keys = if large { Err("it is larger than 256 KiB".to_owned()) } else { Ok(read.keys.clone()) };
+                Read { branch: read.branch.clone(), head: None, keys }
+            }
+            // Who has stopped waiting does not care.
+            _ => return drop(answer.send(Err(bug()))),
+        };
+        self.read(request, read, answer).await;
+    }
+
     /// The repository that a push or a plant is about, if the asker may write to it, and the commit whose keys count.
     fn readable(&self, request: &Request) -> Result<(RepoName, Option<(RefName, Commit)>), Refusal> {
         match request {

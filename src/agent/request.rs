@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::{Agent, access::Question, acme, chain, domain, enter::Enter, history::History, logs, now, remote, resolve};
 use crate::{
     build::Builder,
-    bus::{Refusal, shell::StepList},
+    bus::{PushRead, Refusal, shell::StepList},
     host::Host,
     spec::{
         access::{self, Principal, Reach, Verb},
@@ -23,7 +23,7 @@ pub enum Request {
     Status { who: String, filter: String },
     Plan,
     OpenRepository { who: String, name: String, access: String },
-    Push { who: String, repository: String, reference: String, old: String, new: String, mode: String },
+    Push { who: String, repository: String, reference: String, old: String, new: String, mode: String, read: Option<PushRead> },
     Plant { who: String, uri: String, code: String },
     Deploy { who: String, repository: String },
     Follow { who: String, job: String },
@@ -108,6 +108,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 return self.deploy_remote(&who, &repository, answer);
             }
             Request::Remote(question) => return self.remote(question, answer).await,
+            Request::Push { read: Some(_), .. } => return self.push_read(request, answer).await,
             Request::Push { .. } | Request::Plant { .. } | Request::Deploy { .. } => return self.read_first(request, answer),
             Request::Follow { who, job } => self.follow(&who, &job),
             Request::Logs { who, instance, query } => self.logs(&who, &instance, &query),

@@ -39,7 +39,7 @@ const PATIENCE: u64 = 60;
 static READS: Semaphore = Semaphore::const_new(8);
 
 /// The largest `.authorized_keys` that is read.
-const MAX_KEYS_FILE: u64 = 256 << 10;
+pub const MAX_KEYS_FILE: u64 = 256 << 10;
 
 /// How repositories are read.
 #[derive(Debug, Clone)]

@@ -14,6 +14,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::name::RefName;
+
 pub mod github;
 pub mod guest;
 
@@ -36,6 +38,19 @@ pub trait Seed {
     /// Says that a push has moved `reference` from `old` to `new` (40 digits; zeros for none), and what to do about it: `deploy` or
     /// `plan`. Returns a [`Pushed`]; the work goes on when the caller leaves.
     fn push(&self, who: &str, repository: &str, reference: &str, old: &str, new: &str, mode: &str) -> zbus::Result<String>;
+    /// The same, from doors that have read what the agent would have to read of the repository: `read` is a [`PushRead`]. It is the doors'
+    /// to say: the repository is theirs, and it is their user as whom the agent reads it.
+    #[expect(clippy::too_many_arguments, reason = "each is one word of the method's signature on the bus")]
+    fn push_read(
+        &self,
+        who: &str,
+        repository: &str,
+        reference: &str,
+        old: &str,
+        new: &str,
+        mode: &str,
+        read: &str,
+    ) -> zbus::Result<String>;
     /// Registers a flake (`silo:NAME`) with an invite code, and deploys its default branch. Returns a [`Planted`].
     fn plant(&self, who: &str, uri: &str, code: &str) -> zbus::Result<String>;
     /// Deploys what the default branch of a repository is at, again: after a plan, or when the host was at fault. Returns the job.
@@ -245,6 +260,16 @@ pub struct Pushed {
     pub job: String,
     /// What to tell the pusher at once, a line each: not planted yet, not the default branch, unreadable lines of `.authorized_keys`.
     pub notes: Vec<String>,
+}
+
+/// What doors read of a repository after a push.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PushRead {
+    /// The default branch.
+    pub branch: RefName,
+    /// The text of `.authorized_keys` in the commit that was pushed, if it is of that branch and there is one.
+    pub keys: Option<String>,
 }
 
 /// The answer to `Plant`.

@@ -8,6 +8,7 @@ use super::{
     acme, command,
     command::{Command, Inside},
     dns, http, pktline,
+    receive::small,
 };
 use crate::spec::{authorized_keys, flake::FlakeUri, manifest, name::RefName};
 
@@ -23,6 +24,7 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("jws", acme::fuzz::jws),
     ("manifest", meta),
     ("pkt-line", push),
+    ("small-pack", small::fuzz::pack),
     ("ssh-command", line),
     ("webhook", delivery),
 ];

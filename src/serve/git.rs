@@ -24,6 +24,7 @@ use super::{
     Doors,
     ask::{self, Asked},
     pktline,
+    receive::lasting,
 };
 use crate::{
     bus::{Opened, Refusal},
@@ -273,7 +274,10 @@ pub async fn create(doors: &Doors, name: &RepoName) -> Asked<PathBuf> {
     if new.exists() {
         drop(tokio::fs::remove_dir_all(&new).await);
     }
-    sync(vec![repositories.clone()]).await;
+    let above = repositories.clone();
+    if tokio::task::spawn_blocking(move || lasting::sync(&above)).await.is_err() {
+        tracing::error!("syncing stopped short");
+    }
     Ok(path)
 }
 
@@ -284,22 +288,6 @@ pub async fn run(mut command: Command) -> Result<String, String> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
         Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))
-    }
-}
-
-/// Makes renames in directories durable. Those that are not there are passed over.
-pub async fn sync(directories: Vec<PathBuf>) {
-    let synced = tokio::task::spawn_blocking(move || {
-        for directory in directories {
-            if let Err(error) = std::fs::File::open(&directory).and_then(|file| file.sync_all())
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::error!(%error, directory = %directory.display(), "could not sync");
-            }
-        }
-    });
-    if synced.await.is_err() {
-        tracing::error!("syncing stopped short");
     }
 }
 
@@ -318,19 +306,29 @@ pub fn exists(path: &Path, reference: &RefName) -> bool {
 /// Removes what a killed push or creation left behind. To be called before any door opens.
 pub fn sweep(repositories: &Path) {
     let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
-    for entry in entries(repositories) {
-        let abandoned = if entry.file_name().to_string_lossy().starts_with(".new-") {
-            vec![entry.path()]
-        } else {
-            let quarantine = |name: &str| name.starts_with("tmp_objdir-") || name.starts_with("incoming-");
-            let objects = entries(&entry.path().join("objects"));
-            objects.iter().filter(|made| quarantine(&made.file_name().to_string_lossy())).map(std::fs::DirEntry::path).collect()
-        };
-        for path in abandoned {
-            match std::fs::remove_dir_all(&path) {
-                Ok(()) => tracing::info!(path = %path.display(), "removed what an interrupted push had left"),
-                Err(error) => tracing::warn!(%error, path = %path.display(), "could not remove what an interrupted push had left"),
-            }
+    let named = |path: &Path, is: fn(&str) -> bool| {
+        let found = entries(path).into_iter().filter(move |entry| is(&entry.file_name().to_string_lossy()));
+        found.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let mut abandoned = named(repositories, |name| name.starts_with(".new-"));
+    for repository in named(repositories, |name| name.ends_with(".git")) {
+        abandoned
+            .extend(named(&repository.join("objects"), |name| name.starts_with("tmp_objdir-") || name.starts_with("incoming-")));
+        abandoned.extend(named(&repository.join("objects/pack"), |name| name.starts_with("tmp_")));
+        // Nobody holds a lock any more, and no branch has such a name.
+        abandoned.extend(named(&repository, |name| name.ends_with(".lock")));
+        let mut folders = vec![repository.join("refs")];
+        while let Some(folder) = folders.pop() {
+            abandoned.extend(named(&folder, |name| name.ends_with(".lock")));
+            let below = entries(&folder).into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            folders.extend(below.map(|entry| entry.path()));
+        }
+    }
+    for path in abandoned {
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
+            Ok(()) => tracing::info!(path = %path.display(), "removed what an interrupted push had left"),
+            Err(error) => tracing::warn!(%error, path = %path.display(), "could not remove what an interrupted push had left"),
         }
     }
 }

@@ -107,6 +107,10 @@ impl Update {
     pub fn deletes(&self) -> bool {
         self.new.as_str().bytes().all(|b| b == b'0')
     }
+    /// Whether the ref is not there yet.
+    pub fn creates(&self) -> bool {
+        self.old.as_str().bytes().all(|b| b == b'0')
+    }
     /// The name of the ref if it may be pushed.
     pub fn name(&self) -> Option<RefName> {
         self.reference.parse().ok()
@@ -119,6 +123,8 @@ pub struct Request {
     pub updates: Vec<Update>,
     pub options: Vec<String>,
     pub capabilities: Vec<String>,
+    /// Whether the client has only a part of the history.
+    pub shallow: bool,
     /// The bytes as they came, for receive-pack.
     pub raw: Vec<u8>,
 }
@@ -197,6 +203,7 @@ fn take_update(request: &mut Request, payload: &[u8]) -> Result<(), PacketError>
     }
     let malformed = PacketError::Malformed("a change that is not `old new ref`");
     if let Some(boundary) = line.strip_prefix("shallow ") {
+        request.shallow = true;
         return boundary.parse::<Commit>().map(drop).map_err(|_| malformed);
     }
     let mut words = line.splitn(3, ' ');

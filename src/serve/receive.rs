@@ -8,11 +8,13 @@
 //! From the moment that receive-pack has moved a ref, the agent is told of it, whether or not the client is still there. A deploy that
 //! fails does not undo the push.
 
+pub(super) mod lasting;
+mod program;
+pub(super) mod small;
 mod telling;
 
 use std::{
     path::PathBuf,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,22 +23,22 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
-    process::{ChildStdin, ChildStdout},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    process::ChildStdin,
     time::timeout,
 };
 
-use self::telling::Telling;
+use self::{program::Program, small::Taken, telling::Telling};
 use super::{
     Doors,
     ask::{self, Asked},
     git::{self, Outlet},
-    pktline::{self, Packet, Request, Update},
+    pktline::{self, Request, Update},
     progress,
     unheard::Mark,
 };
 use crate::{
-    bus::Pushed,
+    bus::{PushRead, Pushed},
     spec::{
         caller::Caller,
         name::{RefName, RepoName},
@@ -48,6 +50,8 @@ use crate::{
 const DECIDE: Duration = Duration::from_secs(300);
 /// How long a client may send nothing in the middle of its pack.
 const IDLE: Duration = Duration::from_secs(600);
+/// How long a client that was told everything may take to leave.
+const HANG_UP: Duration = Duration::from_secs(60);
 /// How many bytes of a pack that nobody wants are taken, so that the client lives to read why.
 const UNWANTED: u64 = 64 << 20;
 /// How long a pusher waits for an agent that restarts.
@@ -103,29 +107,24 @@ impl Push {
             return 1;
         };
         let most = self.doors.settings.max_pack.min(Bytes(opened.room));
-        let mut child = match self.receive_pack(&path, most).spawn() {
-            Ok(child) => child,
-            Err(error) => {
-                tracing::error!(%error, git = %self.doors.settings.git.display(), "could not start git");
-                out.send(&pktline::error("this host could not start git: tell its operator")).await;
-                return 1;
-            }
-        };
-        let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else { return 1 };
-        let complaints = git::collect(&mut child);
-        let mut stdout = BufReader::with_capacity(64 << 10, stdout);
-        if !advertise(&mut stdout, &mut out).await {
-            out.send(&pktline::error(&format!("this host could not open {}: tell its operator", self.name))).await;
-            drop(stdin);
-            return git::finish(child, complaints, &self.name).await.max(1);
+        // Most pushes need no program. Those that do, and repositories that are not as we make them, are git's.
+        let mut program = None;
+        match small::refs(path.clone()).await {
+            Some(refs) => out.send(&refs.advertisement()).await,
+            None => match Program::start(&self, &path, most, Some(&mut out)).await {
+                Ok(started) => program = Some(started),
+                Err(code) => return code,
+            },
         }
 
         let request = match timeout(DECIDE, pktline::read_request(&mut input)).await {
             Ok(Ok(Some(request))) => request,
             // It only wanted to see the refs, or left: git ends when its input does.
             Ok(Ok(None) | Err(pktline::PacketError::Cut)) | Err(_) => {
-                drop(stdin);
-                return git::finish(child, complaints, &self.name).await;
+                return match program {
+                    Some(program) => program.end(&self.name).await,
+                    None => 1,
+                };
             }
             Ok(Err(error)) => {
                 out.send(&pktline::error(&error.to_string())).await;
@@ -135,53 +134,97 @@ impl Push {
         let mode = match self.check(&request, &path) {
             Ok(mode) => mode,
             Err(reasons) => {
-                drop((stdin, stdout, child));
+                drop(program);
                 refuse(&request, &reasons, &mut out).await;
-                let nobody: Option<ChildStdin> = None;
                 // The client is still sending; it reads why when it has finished.
-                drop(timeout(IDLE, pump(input, nobody, Arc::default())).await);
+                drop(timeout(IDLE, pump(input, None, Arc::default())).await);
                 return 1;
             }
         };
+        if request.updates.is_empty() && program.is_none() {
+            drop(timeout(HANG_UP, pump(input, None, Arc::default())).await);
+            return 0;
+        }
 
         // A stop waits for pushes from here on; a kill leaves the mark.
         let token = self.doors.pushes.token();
-        let mark = match (mode, request.updates.is_empty()) {
-            (Mode::Plan, _) | (_, true) => None,
-            _ => match Mark::set(&path, &self.who) {
-                Ok(mark) => Some(Arc::new(mark)),
-                Err(error) => {
-                    tracing::error!(name = %self.name, %error, "could not mark a push");
-                    out.send(&pktline::error("this host cannot write to its disk: tell its operator")).await;
-                    return 1;
-                }
-            },
-        };
-        let turn = self.doors.turns.take(&self.name).await;
-        if stdin.write_all(&request.raw).await.is_err() {
-            if let Some(mark) = &mark {
-                mark.expect(0);
-            }
-            out.send(&pktline::error("git ended before the push began: try again")).await;
-            return git::finish(child, complaints, &self.name).await.max(1);
-        }
         let started = Instant::now();
         let sent = Arc::new(AtomicU64::new(0));
-        let pumping = tokio::spawn(pump(input, Some(stdin), Arc::clone(&sent)));
         let room = request.side_band_room();
-        let report = relay(&mut stdout, &mut out, room).await;
-        let code = git::finish(child, complaints, &self.name).await;
-        let accepted = self.accepted(&request, &report).await;
-        if !accepted.is_empty() {
-            self.settle(&path, &accepted).await;
-        }
+        let heard = (mode != Mode::Plan && !request.updates.is_empty()).then(|| self.who.clone());
+        // A small pack is taken as a whole before anybody else has to wait for it.
+        let taken = match (&program, &request.updates[..]) {
+            (None, [update]) if small::may_be(&request) => {
+                let taken = small::take(&mut input, most.0, &sent).await;
+                let turn = self.doors.turns.take(&self.name).await;
+                small::keep(path.clone(), update.clone(), taken, heard.clone()).await.map(|kept| (kept, turn))
+            }
+            _ => Err(Taken::default()),
+        };
+        let mut read = None;
+        let (report, code, accepted, mark, turn, pumping) = match taken {
+            Ok((kept, turn)) => {
+                if let Some(said) = kept.said.filter(|_| room > 0 && !request.can("quiet")) {
+                    out.send(&pktline::band(2, said.as_bytes(), room)).await;
+                }
+                read = kept.read;
+                let pumping = tokio::spawn(pump(input, None, Arc::clone(&sent)));
+                (kept.report, 0, request.updates.clone(), kept.mark, turn, pumping)
+            }
+            Err(taken) => {
+                let mark = match heard.map(|who| Mark::set(&path, &who)).transpose() {
+                    Ok(mark) => mark.map(Arc::new),
+                    Err(error) => {
+                        tracing::error!(name = %self.name, %error, "could not mark a push");
+                        out.send(&pktline::error("this host cannot write to its disk: tell its operator")).await;
+                        return 1;
+                    }
+                };
+                let unmark = || mark.iter().for_each(|mark| mark.expect(0));
+                let mut program = match program {
+                    Some(program) => program,
+                    None => match Program::start(&self, &path, most, None::<&mut Outlet<W>>).await {
+                        Ok(started) => started,
+                        Err(code) => {
+                            unmark();
+                            out.send(&pktline::error("this host could not start git: tell its operator")).await;
+                            return code;
+                        }
+                    },
+                };
+                let turn = self.doors.turns.take(&self.name).await;
+                if program.tell(&request.raw).await.is_err() {
+                    unmark();
+                    out.send(&pktline::error("git ended before the push began: try again")).await;
+                    return program.end(&self.name).await.max(1);
+                }
+                // What was taken is counted again.
+                sent.store(0, Ordering::Relaxed);
+                let pumping = tokio::spawn(pump(
+                    AsyncReadExt::chain(std::io::Cursor::new(taken.bytes), input),
+                    program.stdin.take(),
+                    Arc::clone(&sent),
+                ));
+                let report = program.relay(&mut out, room).await;
+                let code = program.end(&self.name).await;
+                let accepted = self.accepted(&request, &report).await;
+                if !accepted.is_empty() {
+                    let (path, accepted) = (path.clone(), accepted.clone());
+                    if tokio::task::spawn_blocking(move || lasting::settle(&path, &accepted, true)).await.is_err() {
+                        tracing::error!(name = %self.name, "syncing stopped short");
+                    }
+                }
+                (report, code, accepted, mark, turn, pumping)
+            }
+        };
         drop(turn);
         // From here on the push is a fact: the agent hears of it even if the client is gone.
         let branches: Vec<&Update> = accepted.iter().filter(|update| update.reference.starts_with("refs/heads/")).collect();
         if let Some(mark) = &mark {
             mark.expect(branches.len());
         }
-        let told: Vec<_> = branches.iter().map(|update| ((*update).clone(), self.tell_agent(update, mode, mark.clone()))).collect();
+        let told: Vec<_> =
+            branches.iter().map(|update| ((*update).clone(), self.tell_agent(update, mode, mark.clone(), read.take()))).collect();
         drop(token);
         if room > 0 && accepted.is_empty() && sent.load(Ordering::Relaxed) > most.0 {
             for line in self.too_large(most) {
@@ -202,7 +245,7 @@ impl Push {
         }
         // Wait for the client to hang up first: what it still sends would otherwise be answered with a broken pipe.
         let abort = pumping.abort_handle();
-        if timeout(Duration::from_secs(60), pumping).await.is_err() {
+        if timeout(HANG_UP, pumping).await.is_err() {
             abort.abort();
         }
         self.tidy(path);
@@ -225,29 +268,6 @@ impl Push {
             format!("Push it in parts (git push HOST:{name} COMMIT:refs/heads/main for older commits first),"),
             "or keep large files out of git.".to_owned(),
         ]
-    }
-
-    fn receive_pack(&self, path: &std::path::Path, most: Bytes) -> tokio::process::Command {
-        let limit = format!("receive.maxInputSize={}", most.0);
-        let settings = [
-            limit.as_str(),
-            "receive.fsckObjects=true",
-            "receive.advertisePushOptions=true",
-            "receive.autogc=false",
-            "receive.denyDeleteCurrent=refuse",
-            "receive.denyCurrentBranch=ignore",
-            "receive.keepAlive=5",
-            // Every push is one pack: one file to sync, not one for each object.
-            "receive.unpackLimit=1",
-            // It speeds up reads of large packs that hardly happen here, and costs another file to sync.
-            "pack.writeReverseIndex=false",
-            "receive.certNonceSeed=",
-            "core.fsync=all",
-            "core.logAllRefUpdates=false",
-        ];
-        let mut command = git::git(&self.doors, path, &settings);
-        command.arg("receive-pack").arg(path).stdin(Stdio::piped());
-        command
     }
 
     /// What is wrong with a push, for each of its refs; or what to do with it.
@@ -296,52 +316,26 @@ impl Push {
         request.updates.iter().filter(|update| report.accepted.contains(&update.reference)).cloned().collect()
     }
 
-    /// Makes what was accepted durable, and gives a repository its default branch: `main`, else `master`, else the first one pushed.
-    async fn settle(&self, path: &std::path::Path, accepted: &[Update]) {
-        let born = git::default_branch(path).is_some_and(|branch| git::exists(path, &branch));
-        let branches: Vec<RefName> =
-            accepted.iter().filter(|update| !update.deletes()).filter_map(Update::name).filter(RefName::is_branch).collect();
-        let first =
-            ["main", "master"].iter().find_map(|name| branches.iter().find(|branch| branch.short() == *name)).or(branches.first());
-        let mut directories = vec![path.join("objects/pack")];
-        if let (false, Some(branch)) = (born, first)
-            && git::default_branch(path).as_ref() != Some(branch)
-        {
-            let mut command = git::git(&self.doors, path, &["core.fsync=all"]);
-            command.arg("--git-dir").arg(path).args(["symbolic-ref", "HEAD", branch.as_str()]);
-            if let Err(why) = git::run(command).await {
-                tracing::error!(name = %self.name, why, "could not set the default branch");
-            }
-            directories.push(path.to_owned());
-        }
-        let lasting = ["refs/heads", "refs/tags"].map(|name| path.join(name));
-        for update in accepted {
-            let mut directory = path.join(&update.reference);
-            // The folder that git put the ref into and those above it, which git may have made; heads and tags were always there.
-            while directory.pop() && directory.starts_with(path.join("refs")) && !directories.contains(&directory) {
-                directories.push(directory.clone());
-                if lasting.contains(&directory) {
-                    break;
-                }
-            }
-            if update.deletes() {
-                // It may have stood in packed-refs.
-                directories.push(path.to_owned());
-            }
-        }
-        git::sync(directories).await;
-    }
-
     /// Tells the agent, and goes on trying while it is away. Not bound to the client's stay.
-    fn tell_agent(&self, update: &Update, mode: Mode, mark: Option<Arc<Mark>>) -> tokio::task::JoinHandle<Asked<Pushed>> {
+    fn tell_agent(
+        &self,
+        update: &Update,
+        mode: Mode,
+        mark: Option<Arc<Mark>>,
+        read: Option<PushRead>,
+    ) -> tokio::task::JoinHandle<Asked<Pushed>> {
         let (doors, who, name, update) = (Arc::clone(&self.doors), self.who.clone(), self.name.clone(), update.clone());
         let mode = if mode == Mode::Plan { "plan" } else { "deploy" };
+        let read = read.and_then(|read| serde_json::to_string(&read).ok());
         let tracked = self.doors.pushes.clone();
         tracked.spawn(async move {
             loop {
                 let (reference, old, new) = (&update.reference, update.old.as_str(), update.new.as_str());
-                let asked = doors.agent.push(who.as_str(), name.as_str(), reference, old, new, mode);
-                let answer = ask::document(asked).await;
+                let (who, name) = (who.as_str(), name.as_str());
+                let answer = match &read {
+                    Some(read) => ask::document(doors.agent.push_read(who, name, reference, old, new, mode, read)).await,
+                    None => ask::document(doors.agent.push(who, name, reference, old, new, mode)).await,
+                };
                 match &answer {
                     Err(refusal) if ask::away(refusal) => {
                         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -395,21 +389,6 @@ fn check_update(update: &Update, path: &std::path::Path) -> Option<String> {
     None
 }
 
-/// Passes on what receive-pack says before it listens. False if it did not get to its end.
-async fn advertise<W: AsyncWrite + Unpin>(stdout: &mut BufReader<ChildStdout>, out: &mut Outlet<W>) -> bool {
-    let mut refs = Vec::new();
-    loop {
-        match pktline::read(stdout).await {
-            Ok(Some(Packet::Data(payload))) => refs.extend_from_slice(&pktline::data(&payload)),
-            Ok(Some(Packet::Flush)) => break,
-            Ok(Some(Packet::Separator) | None) | Err(_) => return false,
-        }
-    }
-    refs.extend_from_slice(pktline::FLUSH);
-    out.send(&refs).await;
-    true
-}
-
 /// Takes all that the client sends, and hands it to git as long as git wants it.
 async fn pump<R: AsyncRead + Unpin>(mut input: R, mut stdin: Option<ChildStdin>, sent: Arc<AtomicU64>) {
     let mut buffer = vec![0; 64 << 10];
@@ -426,31 +405,6 @@ async fn pump<R: AsyncRead + Unpin>(mut input: R, mut stdin: Option<ChildStdin>,
             if unwanted > UNWANTED {
                 return;
             }
-        }
-    }
-}
-
-/// Passes on what receive-pack says while it works, and keeps its report, which is returned as packets.
-async fn relay<W: AsyncWrite + Unpin>(stdout: &mut BufReader<ChildStdout>, out: &mut Outlet<W>, room: usize) -> Vec<u8> {
-    let mut report = Vec::new();
-    loop {
-        match pktline::read(stdout).await {
-            Ok(Some(Packet::Data(payload))) if room == 0 => report.extend_from_slice(&pktline::data(&payload)),
-            Ok(Some(Packet::Data(payload))) => match payload.split_first() {
-                Some((1, part)) if !part.is_empty() => report.extend_from_slice(part),
-                Some((1, _)) => out.send(pktline::KEEP_ALIVE).await,
-                _ => out.send(&pktline::data(&payload)).await,
-            },
-            Ok(Some(Packet::Flush)) => {
-                if room == 0 {
-                    report.extend_from_slice(pktline::FLUSH);
-                }
-                return report;
-            }
-            Ok(Some(Packet::Separator) | None) | Err(_) => return report,
-        }
-        if report.len() > 1 << 20 {
-            return report;
         }
     }
 }

@@ -2,8 +2,8 @@
 //! has answered; one that is found at a start is a push that ended with a kill or a power cut, and the agent is told then. Telling
 //! twice does no harm: deploying what runs already changes nothing.
 //!
-//! A mark is the empty file `<name>.git/seed-push-<process>-<number>-<pusher>`, with the pusher's key and address in base64: to make it
-//! durable is one sync, of the folder.
+//! A mark is the empty file `<name>.git/objects/pack/seed-push-<process>-<number>-<pusher>`, with the pusher's key and address in base64: to
+//! make it durable is one sync, of the folder, which a push that brings a pack needs anyway.
 
 use std::{
     fs,
@@ -24,6 +24,8 @@ use crate::{
 };
 
 const PREFIX: &str = "seed-push-";
+/// Where marks are, in a repository.
+const FOLDER: &str = "objects/pack";
 
 /// One push under way.
 #[derive(Debug)]
@@ -35,12 +37,18 @@ pub(super) struct Mark {
 impl Mark {
     /// Marks a push into the repository at `repository`, durably.
     pub fn set(repository: &Path, who: &Caller) -> std::io::Result<Self> {
+        let mark = Self::place(repository, who)?;
+        fs::File::open(repository.join(FOLDER))?.sync_all()?;
+        Ok(mark)
+    }
+
+    /// The same, but it lasts only when its folder was synced, by whoever asks for it.
+    pub fn place(repository: &Path, who: &Caller) -> std::io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let (number, who) = (COUNT.fetch_add(1, Ordering::Relaxed), BASE64URL_NOPAD.encode(who.as_str().as_bytes()));
-        let path = repository.join(format!("{PREFIX}{}-{number}-{who}", std::process::id()));
+        let path = repository.join(FOLDER).join(format!("{PREFIX}{}-{number}-{who}", std::process::id()));
         // A process that was killed may have had our number.
         fs::File::create(&path)?;
-        fs::File::open(repository)?.sync_all()?;
         Ok(Self { path, left: AtomicUsize::new(0) })
     }
 
@@ -76,7 +84,8 @@ pub(super) fn find(repositories: &Path) -> Vec<Found> {
     for repository in entries(repositories) {
         let name = repository.file_name().and_then(|name| name.to_str()?.strip_suffix(".git")?.parse().ok());
         let is_mark = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
-        let marks: Vec<PathBuf> = entries(&repository).into_iter().filter(is_mark).collect();
+        // They were in the repository itself once.
+        let marks: Vec<PathBuf> = [repository.join(FOLDER), repository].iter().flat_map(|at| entries(at)).filter(is_mark).collect();
         let who = marks.iter().rev().find_map(|mark| pusher(mark));
         match (name, who) {
             (Some(name), Some(who)) => found.push((name, who, marks)),
@@ -126,7 +135,7 @@ mod tests {
     fn a_mark_is_found_with_its_pusher_and_what_is_none_goes() {
         let dir = tempfile::tempdir().unwrap();
         let (app, other) = (dir.path().join("app.git"), dir.path().join("other.git"));
-        fs::create_dir(&app).unwrap();
+        fs::create_dir_all(app.join(FOLDER)).unwrap();
         fs::create_dir(&other).unwrap();
         // Base64 of any key may have a dash in it.
         for n in 0..64u8 {

@@ -2,7 +2,7 @@
 
 use seed::{
     agent::request::Request,
-    bus::{Outcome, Refusal},
+    bus::{Outcome, PushRead, Refusal},
 };
 use serde_json::json;
 
@@ -49,6 +49,31 @@ async fn a_stranger_can_do_nothing_and_learns_nothing() {
         let request = Request::OpenRepository { who: who.clone(), name: name.into(), access: access.into() };
         assert!(matches!(world.text(request).await, Err(Refusal::Invalid(_))), "{name} {access}");
     }
+}
+
+#[tokio::test]
+async fn what_the_doors_have_read_is_not_read_again_and_gives_nobody_more_rights() {
+    let world = World::new().await;
+    world.create(&ann(), "app").await.unwrap();
+    let blob: Vec<u8> = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 3, 1, 2, 3]].concat();
+    let guest = seed::spec::access::fingerprint(&blob);
+    let line = format!("ssh-ed25519 {} guest\n", data_encoding::BASE64.encode(&blob));
+    let commit = world.commit("app", &[]);
+    // Nobody can read it any more.
+    std::fs::rename(world.bare("app"), world.bare("gone")).unwrap();
+    assert!(world.pushed(&ann(), "app", &commit, "deploy").await.is_err());
+    let read = |branch: &str, keys: &str| Some(PushRead { branch: branch.parse().unwrap(), keys: Some(keys.to_owned()) });
+    let (ann, bob) = (ann(), bob());
+    let told = async |who, read| world.pushed_and_read(who, "app", &commit, "deploy", read).await;
+    assert!(matches!(told(&guest, read("refs/heads/main", &line)).await, Err(Refusal::Denied(_))), "not by what they push");
+    let pushed = told(&ann, read("refs/heads/other", &line)).await.unwrap();
+    assert!(pushed.notes[0].contains("only the default branch"), "{pushed:?}");
+    assert!(told(&guest, read("refs/heads/main", &line)).await.is_err());
+    let pushed = told(&ann, read("refs/heads/main", &"x".repeat(300_000))).await.unwrap();
+    assert!(pushed.notes[0].contains("256 KiB"), "{pushed:?}");
+    assert!(told(&ann, read("refs/heads/main", &line)).await.unwrap().notes[0].contains("access: now"));
+    assert!(told(&guest, read("refs/heads/main", &line)).await.is_ok());
+    assert!(matches!(told(&bob, read("refs/heads/main", &line)).await, Err(Refusal::Denied(_))));
 }
 
 #[tokio::test]

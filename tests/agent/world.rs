@@ -17,7 +17,7 @@ use seed::{
         request::{Reply, Request},
     },
     build::{BuildError, Builder, Evaluated, Job, Outputs, Realised, fetch::Fetcher},
-    bus::{Level, Outcome, Progress, Pushed, Refusal, Status},
+    bus::{Level, Outcome, Progress, PushRead, Pushed, Refusal, Status},
     config::Config,
     host::sim::Sim,
     render::{Layout, Tools, Vmm},
@@ -266,6 +266,18 @@ impl World {
 
     /// Says that the branch was pushed.
     pub async fn pushed(&self, who: &KeyId, repo: &str, commit: &str, mode: &str) -> Result<Pushed, Refusal> {
+        self.pushed_and_read(who, repo, commit, mode, None).await
+    }
+
+    /// The same, by doors that have read what the agent would.
+    pub async fn pushed_and_read(
+        &self,
+        who: &KeyId,
+        repo: &str,
+        commit: &str,
+        mode: &str,
+        read: Option<PushRead>,
+    ) -> Result<Pushed, Refusal> {
         let request = Request::Push {
             who: who.to_string(),
             repository: repo.into(),
@@ -273,6 +285,7 @@ impl World {
             old: "0".repeat(40),
             new: commit.into(),
             mode: mode.into(),
+            read,
         };
         Ok(serde_json::from_str(&self.text(request).await?).unwrap())
     }

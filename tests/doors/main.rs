@@ -18,5 +18,7 @@ mod inside;
 mod push;
 mod refused;
 mod shell;
+mod small;
+mod stand_in;
 mod support;
 mod vanish;

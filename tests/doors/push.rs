@@ -273,7 +273,7 @@ async fn the_doors_close_only_when_the_agent_has_heard_of_a_push() {
 
 /// How many pushes into my-app the agent has not answered.
 fn marks(world: &World) -> usize {
-    let entries = std::fs::read_dir(world.repository("my-app")).unwrap().flatten();
+    let entries = std::fs::read_dir(world.repository("my-app").join("objects/pack")).unwrap().flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("seed-push-")).count()
 }
 

@@ -112,7 +112,25 @@ impl Face {
         mode: String,
     ) -> Result<String, Refusal> {
         self.check(&header, connection, &who).await?;
-        self.text(Request::Push { who, repository, reference, old, new, mode }).await
+        self.text(Request::Push { who, repository, reference, old, new, mode, read: None }).await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "each is one word of the method's signature on the bus")]
+    async fn push_read(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+        who: String,
+        repository: String,
+        reference: String,
+        old: String,
+        new: String,
+        mode: String,
+        read: String,
+    ) -> Result<String, Refusal> {
+        self.check(&header, connection, &who).await?;
+        let read = serde_json::from_str(&read).map_err(|error| Refusal::Invalid(format!("what was read is none: {error}")))?;
+        self.text(Request::Push { who, repository, reference, old, new, mode, read: Some(read) }).await
     }
 
     async fn plant(
