@@ -4,7 +4,10 @@ use std::{path::Path, process::Command, time::Duration};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
-use crate::machine::{Machine, Tenant};
+use crate::{
+    clients,
+    machine::{Machine, Tenant},
+};
 
 /// Puts a program of this machine onto that one.
 fn bring(machine: &Machine, program: &str, to: &str) {
@@ -34,9 +37,11 @@ fn start_ca(machine: &Machine) {
         "httpPort": 5002, "tlsPort": 5001, "ocspResponderURL": "", "externalAccountBindingRequired": false,
     } });
     machine.write("/etc/pebble/config.json", &config.to_string());
-    let words = ["systemd-run", "--quiet", "--unit=pebble", "--setenv=PEBBLE_VA_NOSLEEP=1", "--setenv=PEBBLE_WFE_NONCEREJECT=20"];
+    let log = ["systemd-run", "--quiet", "--unit=pebble", "-p", "StandardOutput=file:/root/pebble.log"];
+    // It looks for a proof each time.
+    let settings = ["--setenv=PEBBLE_VA_NOSLEEP=1", "--setenv=PEBBLE_WFE_NONCEREJECT=20", "--setenv=PEBBLE_AUTHZREUSE=0"];
     let pebble = ["/usr/local/bin/pebble", "-strict", "-config", "/etc/pebble/config.json", "-dnsserver", "127.0.0.1:53"];
-    machine.run(&[&words[..], &pebble].concat()).ok();
+    machine.run(&[&log[..], &settings, &pebble].concat()).ok();
     let roots = "https://127.0.0.1:15000/roots/0";
     machine.wait("pebble", Duration::from_secs(20), || {
         let got = machine.run(&["curl", "-sS", "--cacert", "/etc/seed/ca-root.pem", "-o", "/root/roots.pem", roots]);
@@ -100,37 +105,6 @@ fn serve_https(machine: &Machine, tenant: &Tenant) {
     tenant.edit("acme = false;", "acme = true;");
 }
 
-/// The other clients, by hand in the guest: each gets a certificate for the name of its instance, and none for another's.
-fn lego_and_certbot(machine: &Machine, tenant: &Tenant, host: &str) {
-    let lego = "$c/lego --server $SEED_ACME_URL --accept-tos --email ann@x.example --path lego --domains $1 \
-                --http --http.port 127.0.0.1:1 run";
-    let certbot = "$c/python3 $c/certbot certonly --server $SEED_ACME_URL --agree-tos -n -m ann@x.example --standalone \
-                   --http-01-port 1 --key-type ecdsa --config-dir certbot --work-dir certbot --logs-dir certbot -d $1";
-    for (get, chain, log) in [
-        (lego, format!("lego/certificates/{host}.crt"), ":"),
-        // This version of it stumbles over a refusal when it wants to show it.
-        (certbot, format!("certbot/live/{host}/fullchain.pem"), "cat certbot/letsencrypt.log"),
-    ] {
-        let line = format!(
-            "set -a; . /run/seed/env; c=$(dirname /nix/store/*/lego); export HOME=/run/clients PYTHONHOME=$c \
-             PYTHONPATH=$c/lib/python3/dist-packages LD_LIBRARY_PATH=$c/lib; mkdir -p $HOME /usr/share/zoneinfo; cd $HOME; \
-             ln -sf $c/lib/zoneinfo/* /usr/share/zoneinfo/
-             get() {{ {get} >&2; }}
-             get {host} && cat {chain} || exit 1
-             get web.s-aaaaaaaaaaaa.seed.example && exit 2
-             {log} >&2; exit 42"
-        );
-        let ran = machine.wait("the guest's sshd", Duration::from_secs(60), || {
-            let ran = tenant.shell(&["exec", "web", "--", &line]);
-            (!ran.all().contains("listens for SSH")).then_some(ran)
-        });
-        assert!(ran.code == 42 && ran.err.contains("is not this instance's"), "{chain}: {} {}", ran.code, ran.all());
-        machine.write("/root/chain.pem", &ran.out);
-        let words = ["-untrusted", "/root/chain.pem", "-verify_hostname", host, "/root/chain.pem"];
-        machine.run(&[&["openssl", "verify", "-CAfile", "/root/roots.pem"][..], &words].concat()).ok();
-    }
-}
-
 #[test]
 fn a_guests_own_clients_get_certificates_and_one_serves_https() {
     let ca = ["[acme]", "directory = \"https://127.0.0.1:14000/dir\"", "ca_root = \"/etc/seed/ca-root.pem\""];
@@ -163,7 +137,8 @@ fn a_guests_own_clients_get_certificates_and_one_serves_https() {
     let left = machine.run(&["dig", "+short", "@127.0.0.1", "TXT", &record]).ok();
     assert_eq!(left.trim(), "", "the proof is gone");
 
-    lego_and_certbot(&machine, &ann, &host);
+    clients::lego_among_kills(&machine, &ann, &host);
+    clients::certbot(&machine, &ann, &host);
 
     // Nobody but an instance gets anything: not this host, though the door stands on all of its addresses.
     let refused = machine.run(&["curl", "-s", "-m", "5", "http://127.0.0.1:9876/acme/directory"]);
