@@ -187,6 +187,24 @@ fn what_needs_no_nixpkgs_holds() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
+/// `tests/acme` runs these command lines against the ACME door, word by word: when NixOS changes them, this says so.
+#[test]
+fn security_acme_runs_lego_as_it_is_tried() {
+    let skipped = "what security.acme runs is not compared with what tests/acme does";
+    let Some(nixpkgs) = sources("NIXPKGS", skipped) else { return };
+    let file = top().join("tests/nixos/security-acme.nix").display().to_string();
+    let said = instantiate(&["--eval", "--strict", "--json", &file, "--arg", "nixpkgs", &nixpkgs.display().to_string()]);
+    assert!(said.worked, "{}", said.err);
+    let script: String = serde_json::from_str(&said.out).expect("a text");
+    let ran = script.lines().filter_map(|line| line.split_once("! lego ")?.1.split_once(';'));
+    let ran: String = ran.map(|(words, _)| format!("lego {words}\n")).collect();
+    let tried = include_str!("nixos/security-acme.lego");
+    assert_eq!(
+        ran, tried,
+        "make tests/nixos/security-acme.lego what NixOS runs now, and see whether tests/acme gets its certificate"
+    );
+}
+
 #[test]
 fn the_modules_hold_against_nixpkgs() {
     let files = case_files("nixpkgs");

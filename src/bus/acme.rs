@@ -138,6 +138,10 @@ pub struct State {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Report {
+    /// An account of this host is about to be made at the CA. Refused if that was done too often of late.
+    Registering,
+    /// The CA made none.
+    NotRegistered,
     /// The CA has an order of its own for this one.
     Begun {
         order: String,

@@ -227,6 +227,8 @@ pub struct Ledger {
     pub accounts: BTreeMap<String, Account>,
     pub orders: BTreeMap<String, Order>,
     pub certificates: BTreeMap<String, Certificate>,
+    /// When accounts of this host were made at the CA, or may have been, lately.
+    pub registrations: Vec<u64>,
 }
 
 impl Ledger {

@@ -176,6 +176,7 @@ pub enum Change {
     AcmeAccount(String, Option<acme::Account>),
     AcmeOrder(String, Option<acme::Order>),
     AcmeCertificate(String, Option<acme::Certificate>),
+    AcmeRegistrations(Option<Vec<u64>>),
     Quota(Namespace, Option<Quota>),
     Upstream(Namespace, Option<Upstream>),
     Domain(CustomDomain, Namespace, Option<Claim>),
@@ -274,6 +275,7 @@ impl Memory {
             Change::AcmeAccount(key, value) => set(&mut self.acme.accounts, key, value),
             Change::AcmeOrder(key, value) => set(&mut self.acme.orders, key, value),
             Change::AcmeCertificate(key, value) => set(&mut self.acme.certificates, key, value),
+            Change::AcmeRegistrations(value) => self.acme.registrations = value.unwrap_or_default(),
             Change::Quota(key, value) => set(&mut self.quotas, key, value),
             Change::Upstream(key, value) => set(&mut self.upstreams, key, value),
             Change::Domain(name, namespace, value) => {

@@ -25,6 +25,7 @@ pub fn encode(change: &Change) -> Write {
         Change::AcmeAccount(id, value) => (format!("acme-account/{id}"), json(value)),
         Change::AcmeOrder(id, value) => (format!("acme-order/{id}"), json(value)),
         Change::AcmeCertificate(id, value) => (format!("acme-certificate/{id}"), json(value)),
+        Change::AcmeRegistrations(value) => ("acme/registrations".to_owned(), json(value)),
         Change::Quota(namespace, value) => (format!("quota/{namespace}"), json(value)),
         Change::Upstream(namespace, value) => (format!("upstream/{namespace}"), json(value)),
         Change::Domain(name, namespace, value) => (format!("domain/{name}/{namespace}"), json(value)),
@@ -58,6 +59,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         "acme-account" => Change::AcmeAccount(name.to_owned(), json(key, value)?),
         "acme-order" => Change::AcmeOrder(name.to_owned(), json(key, value)?),
         "acme-certificate" => Change::AcmeCertificate(name.to_owned(), json(key, value)?),
+        "acme" if name == "registrations" => Change::AcmeRegistrations(json(key, value)?),
         "quota" => Change::Quota(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "upstream" => Change::Upstream(name.parse().map_err(|_| unknown())?, json(key, value)?),
         "domain" => {
@@ -175,6 +177,7 @@ mod tests {
             "domain/WWW.example.com/s-aaaaaaaaaaaa",
             "domain/www.example.com/x",
             "secret/x",
+            "acme/x",
             "want/S-AAAAAAAAAAAA",
         ] {
             assert!(matches!(decode(key, b"{}"), Err(StateError::Key(given)) if given == key), "{key}");

@@ -32,33 +32,43 @@ fn lego_gets_renews_and_revokes_a_certificate() {
     assert_eq!(world.ledger().challenges(), Default::default(), "nothing is left in the DNS");
 }
 
-/// What `security.acme` of NixOS does with `server = $SEED_ACME_URL` and a web root: the words of its unit in their order, and the folders
-/// that it binds where it runs.
+/// The command lines of `security.acme` of NixOS, renewing and ordering; `tests/nixos.rs` compares them with those that it writes.
+const NIXOS: &str = include_str!("../nixos/security-acme.lego");
+
+/// What `security.acme` of NixOS does with `LEGO_SERVER` and a web root: its own command lines, in the folders that its unit binds.
 #[test]
 fn lego_as_nixos_runs_it_gets_keeps_and_renews_a_certificate() {
     let world = World::new();
     let (host, at) = (name("first"), world.path("nixos"));
     let webroot = world.path("webroot").display().to_string();
     [at.join("certificates"), world.path("webroot")].iter().for_each(|path| std::fs::create_dir_all(path).unwrap());
-    let lego = |words: &[&str]| {
+    let lines: Vec<&str> = NIXOS.lines().collect();
+    let [renewing, ordering] = lines[..] else { panic!("two command lines: {NIXOS}") };
+    let lego = |line: &str| {
+        let mut words = line.split(' ').map(|word| match word {
+            "web.example" => host.as_str(),
+            "/var/lib/acme/acme-challenge" => &webroot,
+            word => word,
+        });
+        assert_eq!(words.next(), Some("lego"));
         let mut lego = command("lego");
-        lego.args(["--accept-tos", "--path", ".", "-d", &host, "--email", "ann@seed.example", "--key-type", "ec256"]);
-        lego.args(["--http", "--http.webroot", &webroot, "--server", &world.directory_url()]).args(words);
+        // The lego of NixOS reads this one from the environment; Debian's is older.
+        lego.args(["--server", &world.directory_url()]).args(words);
         run(lego.current_dir(&at))
     };
-    lego(&["run"]);
+    lego(ordering);
     let (key, chain) = (at.join(format!("certificates/{host}.key")), at.join(format!("certificates/{host}.crt")));
     assert!(world.verify(&chain).contains(&format!("DNS:{host}")) && key.exists());
     // Every day a timer looks; nothing is due.
     let (first, orders) = (std::fs::read(&chain).unwrap(), world.ca_said("/order-plz"));
-    lego(&["renew", "--no-random-sleep", "--days", "30"]);
+    lego(renewing);
     assert_eq!((std::fs::read(&chain).unwrap() == first, world.ca_said("/order-plz")), (true, orders), "nobody was asked");
     // `validMinDays` is more than what is left.
-    lego(&["renew", "--no-random-sleep", "--days", "100000"]);
+    lego(&renewing.replace("--days 30", "--days 100000"));
     assert!(world.verify(&chain).contains(&format!("DNS:{host}")) && std::fs::read(&chain).unwrap() != first);
     // Its state was cleaned, but for the account.
     std::fs::remove_dir_all(at.join("certificates")).unwrap();
-    lego(&["run"]);
+    lego(ordering);
     world.verify(&chain);
     assert_eq!(world.ledger().accounts.len(), 1, "one account for all of them");
     assert!(!world.path("webroot").join(".well-known").exists(), "it was never asked to prove a name");

@@ -72,6 +72,47 @@ fn a_ca_that_forgot_this_host_gets_a_new_account() {
 }
 
 #[test]
+fn a_host_that_loses_its_account_each_time_makes_no_more_than_five() {
+    let mut world = World::new();
+    let clients = [1, 2].map(|from| Client::registered(&world, [127, 0, 0, from]));
+    let names = [name("first"), name("second")];
+    for turn in 0..6 {
+        let (client, host) = (&clients[turn / 3], &names[turn / 3]);
+        let order = client.order(&[host]).ok(201).header("location").unwrap().to_owned();
+        let answer = client.finalize(&order, &[host], &KeyPair::generate().unwrap()).ok(200);
+        if turn < 5 {
+            assert_eq!(client.finish(&order)["status"], "valid");
+        } else {
+            assert_eq!(answer.json()["status"], "processing", "it waits until there may be another");
+        }
+        world.kill_doors();
+        world.kill_agent();
+        std::fs::remove_dir_all(world.path("account")).unwrap();
+        world.start_agent();
+        world.open_doors();
+    }
+    assert_eq!((world.ca_said("accounts in memory"), world.ledger().registrations.len()), (5, 5));
+}
+
+#[test]
+fn a_ca_that_is_away_or_makes_no_account_is_asked_again() {
+    let mut world = World::without_ca();
+    let problem = json!({ "type": "urn:ietf:params:acme:error:serverInternal", "detail": "not now", "status": 500 });
+    let mut all = answers((500, String::new()));
+    all[2] = ("/account", 500, problem.to_string());
+    world.start_false_ca(&all);
+    let client = Client::registered(&world, [127, 0, 0, 1]);
+    let host = name("first");
+    let order = client.order(&[&host]).ok(201).header("location").unwrap().to_owned();
+    let answer = client.finalize(&order, &[&host], &KeyPair::generate().unwrap()).ok(200);
+    assert_eq!(answer.json()["status"], "processing");
+    world.stop_ca();
+    world.start_ca();
+    assert_eq!(client.finish(&order)["status"], "valid");
+    assert_eq!(world.ledger().registrations.len(), 1);
+}
+
+#[test]
 fn a_ca_that_knows_its_customers_is_shown_the_key() {
     let world = World::bound();
     let client = Client::registered(&world, [127, 0, 0, 1]);

@@ -1,10 +1,13 @@
-//! A certificate for a guest's own web server, by the guest's own ACME client, from a CA that looks into Seed's DNS.
+//! A certificate for a guest's own web server, by the guest's own ACME clients, from a CA that looks into Seed's DNS.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
-use crate::machine::{Machine, Tenant};
+use crate::{
+    clients,
+    machine::{Machine, Tenant},
+};
 
 /// Puts a program of this machine onto that one.
 fn bring(machine: &Machine, program: &str, to: &str) {
@@ -34,9 +37,11 @@ fn start_ca(machine: &Machine) {
         "httpPort": 5002, "tlsPort": 5001, "ocspResponderURL": "", "externalAccountBindingRequired": false,
     } });
     machine.write("/etc/pebble/config.json", &config.to_string());
-    let words = ["systemd-run", "--quiet", "--unit=pebble", "--setenv=PEBBLE_VA_NOSLEEP=1", "--setenv=PEBBLE_WFE_NONCEREJECT=20"];
+    let log = ["systemd-run", "--quiet", "--unit=pebble", "-p", "StandardOutput=file:/root/pebble.log"];
+    // It looks for a proof each time.
+    let settings = ["--setenv=PEBBLE_VA_NOSLEEP=1", "--setenv=PEBBLE_WFE_NONCEREJECT=20", "--setenv=PEBBLE_AUTHZREUSE=0"];
     let pebble = ["/usr/local/bin/pebble", "-strict", "-config", "/etc/pebble/config.json", "-dnsserver", "127.0.0.1:53"];
-    machine.run(&[&words[..], &pebble].concat()).ok();
+    machine.run(&[&log[..], &settings, &pebble].concat()).ok();
     let roots = "https://127.0.0.1:15000/roots/0";
     machine.wait("pebble", Duration::from_secs(20), || {
         let got = machine.run(&["curl", "-sS", "--cacert", "/etc/seed/ca-root.pem", "-o", "/root/roots.pem", roots]);
@@ -44,14 +49,43 @@ fn start_ca(machine: &Machine) {
     });
 }
 
-/// Makes the template's web server caddy, set up as the README has it, and its certificates outlive the guest.
+/// Puts caddy, lego and certbot of this machine into the folder `$1`: with the Python that certbot needs, which is one folder, too. What
+/// comes out of a tarball is dated 1970, so its bytecode must not be compared with the sources: an emulated CPU would compile them all.
+const CLIENTS: &str = r#"
+    python=$(basename "$(readlink -f /usr/bin/python3)")
+    mkdir -p "$1"/lib/{python3/dist-packages,zoneinfo}
+    cp /usr/bin/{caddy,lego,certbot} "$1/"
+    cp "/usr/bin/$python" "$1/python3"
+    cp -L /usr/lib/x86_64-linux-gnu/libffi.so.8 "$1/lib/"
+    cp -L /usr/share/zoneinfo/{tzdata.zi,zone1970.tab,iso3166.tab,UTC} "$1/lib/zoneinfo/"
+    tar -C /usr/lib -c --exclude=__pycache__ --exclude='config-*' --exclude=test --exclude=idlelib --exclude=lib2to3 --exclude=pydoc_data \
+      "$python" | tar -C "$1/lib" -x
+    cd /usr/lib/python3/dist-packages
+    tar -c --exclude=__pycache__ --exclude='tests' OpenSSL _cffi_backend* acme* certbot* certifi* chardet* charset_normalizer* \
+      configargparse.py ConfigArgParse* configobj* cryptography* distro* idna* josepy* parsedatetime* pkg_resources pyOpenSSL* \
+      pyrfc3339 pyRFC3339* pytz* requests* six* urllib3* | tar -C "$1/lib/python3/dist-packages" -x
+    # A module or two of what is shipped is no Python of this version.
+    /usr/bin/python3 -m compileall -q -j 2 --invalidation-mode unchecked-hash "$1/lib" >/dev/null
+"#;
+
+/// Makes the template's web server caddy, set up as the README has it, and its certificates outlive the guest. Beside it are lego and
+/// certbot, for whoever runs them by hand.
 fn serve_https(machine: &Machine, tenant: &Tenant) {
-    bring(machine, "caddy", "/srv/caddy/caddy/caddy");
-    machine.run(&["tar", "-C", "/srv/caddy", "-czf", "/srv/caddy/caddy.tar.gz", "caddy"]).ok();
-    let httpd = ["/usr/bin/busybox", "httpd", "-f", "-p", "127.0.0.1:8124", "-h", "/srv/caddy"];
-    machine.run(&[&["systemd-run", "--quiet", "--unit=caddy-tarball"][..], &httpd].concat()).ok();
-    tenant.edit("  inputs = {\n", "  inputs = {\n    caddy = { url = \"http://127.0.0.1:8124/caddy.tar.gz\"; flake = false; };\n");
-    tenant.edit("{ tools, boot, root, ... }", "{ tools, boot, root, caddy, ... }");
+    for program in ["caddy", "lego", "certbot"] {
+        assert!(Path::new("/usr/bin").join(program).is_file(), "{program} is not there: run .ci/tools, which installs it");
+    }
+    let to = machine.path("/srv/clients/clients");
+    std::fs::create_dir_all(&to).expect("made");
+    let made = Command::new("bash").args(["-euc", CLIENTS, "bash"]).arg(&to).output().expect("bash runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    machine.run(&["tar", "-C", "/srv/clients", "-I", "gzip -1", "-cf", "/srv/clients/clients.tar.gz", "clients"]).ok();
+    let httpd = ["/usr/bin/busybox", "httpd", "-f", "-p", "127.0.0.1:8124", "-h", "/srv/clients"];
+    machine.run(&[&["systemd-run", "--quiet", "--unit=clients-tarball"][..], &httpd].concat()).ok();
+    tenant.edit(
+        "  inputs = {\n",
+        "  inputs = {\n    clients = { url = \"http://127.0.0.1:8124/clients.tar.gz\"; flake = false; };\n",
+    );
+    tenant.edit("{ tools, boot, root, ... }", "{ tools, boot, root, clients, ... }");
     tenant.edit(
         "      web = ''",
         "      caddyfile = ''\n        {\n          admin off\n          acme_ca {$SEED_ACME_URL}\n          \
@@ -60,7 +94,7 @@ fn serve_https(machine: &Machine, tenant: &Tenant) {
     );
     tenant.edit(
         "ExecStart=${tools}/bin/busybox httpd -f -p 80 -h /srv/www",
-        "Environment=HOME=/seed/storage/data\n        ExecStart=${caddy}/caddy run --adapter caddyfile --config /etc/Caddyfile",
+        "Environment=HOME=/seed/storage/data\n        ExecStart=${clients}/caddy run --adapter caddyfile --config /etc/Caddyfile",
     );
     tenant.edit(
         "$b printf '%s\\n' \"$page\" >$out/layer/srv/www/index.html",
@@ -72,7 +106,7 @@ fn serve_https(machine: &Machine, tenant: &Tenant) {
 }
 
 #[test]
-fn a_guests_own_client_gets_a_certificate_and_serves_https() {
+fn a_guests_own_clients_get_certificates_and_one_serves_https() {
     let ca = ["[acme]", "directory = \"https://127.0.0.1:14000/dir\"", "ca_root = \"/etc/seed/ca-root.pem\""];
     let machine = Machine::new("acme", &[&ca[..], &["[ingress]", "enable = true"]].concat());
     start_ca(&machine);
@@ -102,6 +136,9 @@ fn a_guests_own_client_gets_a_certificate_and_serves_https() {
     let record = format!("_acme-challenge.{host}");
     let left = machine.run(&["dig", "+short", "@127.0.0.1", "TXT", &record]).ok();
     assert_eq!(left.trim(), "", "the proof is gone");
+
+    clients::lego_among_kills(&machine, &ann, &host);
+    clients::certbot(&machine, &ann, &host);
 
     // Nobody but an instance gets anything: not this host, though the door stands on all of its addresses.
     let refused = machine.run(&["curl", "-s", "-m", "5", "http://127.0.0.1:9876/acme/directory"]);

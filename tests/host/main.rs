@@ -9,6 +9,7 @@ mod access;
 mod acme;
 mod bad_input;
 mod bus;
+mod clients;
 mod crash;
 mod enter;
 mod github;

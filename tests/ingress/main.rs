@@ -4,15 +4,15 @@
 mod world;
 
 use std::{
-    io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixListener,
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use seed::plan::UnitState;
-use world::{HTTP, HTTPS, World, id, name, proxied};
+use world::{HTTP, HTTPS, World, client_hello, id, name, proxied};
 
 const BOTH: [(&str, u16, bool); 2] = [("http", HTTP, false), ("https", HTTPS, false)];
 
@@ -315,9 +315,80 @@ async fn a_crowd_from_one_address_keeps_nobody_else_away() {
     echo(&world, "web", b'w');
     let crowd: Vec<TcpStream> = (0..129).map(|_| TcpStream::connect(world.https[0]).unwrap()).collect();
     // It counts as it takes them.
-    world.until("they are counted", async |world| world.crowd().await == 128).await;
+    world.until("they are counted", async |world| world.crowd("near-https").await == 128).await;
     let mut late = world.greet(0, Some(&name("web")));
     assert_eq!(next(&mut late), None, "there are {} of them", crowd.len());
     assert_eq!(next(&mut world.greet(1, Some(&name("web")))), Some(b'w'));
     drop(crowd);
+    // The same at port 80, where somebody else has another address of the same family.
+    serve(&world, "web", "the page", false);
+    let crowd: Vec<TcpStream> = (0..129).map(|_| TcpStream::connect(world.http[0]).unwrap()).collect();
+    world.until("they are counted", async |world| world.crowd("near-http").await == 128).await;
+    assert_eq!(world.page(&name("web"), &[]).0, 0, "there are {} of them", crowd.len());
+    assert_eq!(world.page(&name("web"), &["--interface", "127.0.0.9"]).0, 200);
+    drop(crowd);
+    world.until("they have left", async |world| world.page(&name("web"), &[]).0 == 200).await;
+}
+
+/// A client that has all the time in the world.
+struct Slow {
+    stream: TcpStream,
+    text: Vec<u8>,
+    sent: usize,
+}
+
+impl Slow {
+    async fn connect(to: SocketAddr, from: [u8; 4], text: Vec<u8>) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        Self { stream: socket.connect(to).await.unwrap().into_std().unwrap(), text, sent: 0 }
+    }
+
+    /// Sends one byte more, but never the last one. Whether it is connected still.
+    fn goes_on(&mut self) -> bool {
+        if self.sent + 1 < self.text.len() && self.stream.write(&self.text[self.sent..=self.sent]).is_ok() {
+            self.sent += 1;
+        }
+        // It may be told why before it is hung up on.
+        let mut bytes = [0; 512];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn slow_clients_are_cut_off_and_keep_nobody_from_a_page() {
+    let mut world = World::new(77);
+    world.add("web", &BOTH);
+    world.converge().await;
+    world.start().await;
+    serve(&world, "web", "the page", false);
+    echo(&world, "web", b'w');
+    // Three hundred at each port, from so many addresses that none is one too many.
+    let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nX-Slow: {}\r\n\r\n", name("web"), "x".repeat(4000));
+    let hello = client_hello(Some(&name("web")));
+    let (mut http, mut https) = (Vec::new(), Vec::new());
+    for n in 0..300u16 {
+        let from = [127, 0, 1, (n % 5) as u8 + 1];
+        http.push(Slow::connect(world.http[0], from, request.clone().into_bytes()).await);
+        https.push(Slow::connect(world.https[0], from, hello.clone()).await);
+    }
+    let began = Instant::now();
+    let mut rounds = Vec::new();
+    while !(http.is_empty() && https.is_empty()) {
+        assert_eq!(world.page(&name("web"), &[]).0, 200);
+        assert_eq!(next(&mut world.greet(0, Some(&name("web")))), Some(b'w'));
+        http.retain_mut(Slow::goes_on);
+        https.retain_mut(Slow::goes_on);
+        rounds.push((http.len(), https.len()));
+        assert!(began.elapsed() < Duration::from_secs(40), "{rounds:?}");
+    }
+    assert_eq!(rounds[0], (300, 300), "all of them were there");
+    let full = |of: fn(&(usize, usize)) -> usize| rounds.iter().filter(|round| of(round) == 300).count();
+    assert!(full(|round| round.1) < full(|round| round.0), "a greeting has less time than a request: {rounds:?}");
 }

@@ -199,9 +199,9 @@ impl World {
         info.lines().find_map(|line| line.strip_prefix("Pid: ")).unwrap().to_owned()
     }
 
-    /// How many connections to port 443 the one neighbour has who has any.
-    pub async fn crowd(&self) -> usize {
-        let table = ingress::ask(&admin_socket(&self.layout), "show table near-https").await.unwrap();
+    /// How many connections the one neighbour has who has any, by the table of a port.
+    pub async fn crowd(&self, table: &str) -> usize {
+        let table = ingress::ask(&admin_socket(&self.layout), &format!("show table {table}")).await.unwrap();
         table.split("conn_cur=").nth(1).map_or(0, |count| count.trim().parse().unwrap())
     }
 
@@ -249,7 +249,7 @@ impl Drop for World {
 }
 
 /// The greeting of a TLS client, as far as a proxy looks into it.
-fn client_hello(server_name: Option<&str>) -> Vec<u8> {
+pub fn client_hello(server_name: Option<&str>) -> Vec<u8> {
     let sized = |bytes: Vec<u8>| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], &bytes].concat();
     let extension = server_name.map(|name| {
         let entry = [&[0][..], &sized(name.as_bytes().to_vec())].concat();

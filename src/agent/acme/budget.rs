@@ -7,6 +7,7 @@
 //! | 5 certificates for the same names in 7 days | 4 |
 //! | 5 failed validations of a name in an hour | 4 |
 //! | 300 orders of an account in 3 hours | 240 |
+//! | 10 accounts of an address in 3 hours | 5 |
 //!
 //! The last quarter of what all share is kept for namespaces that have had nothing of it yet, and a renewal needs nothing of the week's.
 //! The certificate of the host itself needs nothing of it either: tenants cannot spend it, and four a week fit between 40 and 50.
@@ -25,6 +26,9 @@ const FAILURES: usize = 4;
 const BURST: usize = 240;
 /// In three hours, of one namespace.
 const BURST_OF_ONE: usize = 24;
+
+/// Accounts of this host in three hours; it needs one in its life.
+const REGISTRATIONS: usize = 5;
 
 /// How long the CA is left alone by whom it told that they ask too much.
 const QUIET: u64 = HOUR;
@@ -94,6 +98,21 @@ pub fn check(ledger: &Ledger, holder: &Holder, names: &BTreeSet<String>, limits:
     full(&mine, most, WEEK, now)
         .map_err(|wait| Problem::limited(format!("this namespace had {most} certificates for new names in 7 days"), wait))?;
     full(&all, shared(limits.per_week, &mine), WEEK, now).map_err(|wait| Problem::limited(everybody, wait))
+}
+
+/// The registrations to remember with one of now, or why there may be none.
+pub fn register(registrations: &[u64], now: u64) -> Result<Vec<u64>, String> {
+    let lately = registrations.iter().copied().filter(|at| *at > now.saturating_sub(3 * HOUR));
+    let mut lately: Vec<u64> = lately.collect();
+    full(&lately, REGISTRATIONS, 3 * HOUR, now).map_err(|wait| {
+        format!(
+            "{REGISTRATIONS} accounts were made at the CA in 3 hours, the next may be in {} minutes: see why this one is lost each time; \
+             /var/lib/seed/acme has to be kept over restarts, and the user seed has to be able to write there",
+            wait.div_ceil(60)
+        )
+    })?;
+    lately.push(now);
+    Ok(lately)
 }
 
 /// Whether the CA has said within the hour that `holder` asks too much, or all do; and until when.

@@ -1,5 +1,6 @@
 //! What came of asking the CA, as changes to the ledger. Pure.
 
+use super::budget;
 use crate::{
     bus::acme::Report,
     spec::acme::{Certificate, Ledger, Order, Stage, Work},
@@ -22,6 +23,14 @@ pub fn apply(ledger: &Ledger, report: Report, wanted: impl Fn(&Order) -> bool, n
     let certificate = |id: &str| ledger.certificates.get(id).cloned().ok_or_else(|| format!("there is no certificate {id}"));
     let keep = |certificate: Certificate| vec![Change::AcmeCertificate(certificate.id.clone(), Some(certificate))];
     Ok(match report {
+        Report::Registering => {
+            let lately = budget::register(&ledger.registrations, now)?;
+            vec![Change::AcmeRegistrations(Some(lately))]
+        }
+        Report::NotRegistered => {
+            let lately = ledger.registrations.split_last().map(|(_, before)| before.to_vec());
+            vec![Change::AcmeRegistrations(lately)]
+        }
         Report::Begun { order, upstream } => {
             let (order, mut work) = working(&order)?;
             work.upstream = Some(upstream);

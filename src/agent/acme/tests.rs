@@ -216,9 +216,32 @@ fn documents_survive_being_written() {
         Change::AcmeOrder(order.id.clone(), Some(ledger.orders[&order.id].clone())),
         Change::AcmeOrder(open.id.clone(), Some(open)),
         Change::AcmeCertificate(order.id.clone(), Some(ledger.certificates[&order.id].clone())),
+        Change::AcmeRegistrations(Some(vec![7, 8])),
     ];
     for change in changes {
         let (key, value) = crate::state::record::encode(&change);
         assert_eq!(crate::state::record::decode(&key, &value.unwrap()).unwrap(), change, "{key}");
     }
+}
+
+#[test]
+fn accounts_at_the_ca_are_made_five_times_in_three_hours_whatever_becomes_of_them() {
+    let mut book = Book::new();
+    let began = book.now;
+    for minute in 0..5 {
+        book.now = began + minute * 60;
+        book.report(Report::Registering).unwrap();
+        // What the CA refused was none.
+        if minute < 4 {
+            book.report(Report::Registering).unwrap();
+            book.report(Report::NotRegistered).unwrap();
+        }
+    }
+    let refused = book.report(Report::Registering).unwrap_err();
+    assert!(refused.starts_with("5 accounts were made at the CA in 3 hours, the next may be in 176 minutes"), "{refused}");
+    assert!(refused.contains("/var/lib/seed/acme has to be kept"), "{refused}");
+    book.now = began + 3 * 3600;
+    book.report(Report::Registering).unwrap();
+    assert_eq!(book.ledger().registrations.len(), 5, "what is over is forgotten");
+    book.report(Report::Registering).unwrap_err();
 }

@@ -348,7 +348,7 @@ impl Issuer {
         if let Some(known) = &*known {
             return Ok(known.0.clone());
         }
-        let account = account::load_or_make(&self.ca).await.map_err(|error| match error {
+        let account = account::load_or_make(&self.ca, &self.agent).await.map_err(|error| match error {
             account::AccountError::Ca(error) => self.trouble(error),
             error => Trouble::Passing(crate::serve::acme::chain(&error)),
         })?;

@@ -306,4 +306,14 @@ fn an_address_that_the_world_can_reach_is_told_to_it() {
     assert_eq!(ask("open.s-cccccccccccc.seed.example.", RecordType::AAAA), ["2001:db8::9"]);
     assert_eq!(ask("open.s-cccccccccccc.seed.example.", RecordType::A), ["192.0.2.1"]);
     assert_eq!(ask("web.s-aaaaaaaaaaaa.seed.example.", RecordType::AAAA), [""; 0], "one of a private prefix is not");
+    // A host with an ingress at an IPv6 address of its own: who has none that the world can reach is reached there, and nobody else.
+    zone.host6 = vec!["2001:db8::1".parse().unwrap()];
+    let table = Table::new(&zone);
+    let ask = |name: &str| {
+        let asked = question(name, RecordType::AAAA).to_vec().unwrap();
+        let answer = Message::from_vec(&reply(&table, STRANGER, &asked, true, None).unwrap()).unwrap();
+        answer.answers.iter().map(|record| record.data.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(ask("open.s-cccccccccccc.seed.example."), ["2001:db8::9"], "its own, past the ingress");
+    assert_eq!(ask("web.s-aaaaaaaaaaaa.seed.example."), ["2001:db8::1"], "the host's, where the ingress is");
 }
