@@ -140,8 +140,9 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             print!("{}", delegation(&Config::load(&flag.config)?)?);
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Agent(flag) => daemon(&flag.config, agent),
-        Verb::Serve(flag) => daemon(&flag.config, serve),
+        // One loop decides; what takes long is beside it, in threads and programs of its own.
+        Verb::Agent(flag) => daemon(&flag.config, tokio::runtime::Builder::new_current_thread(), agent),
+        Verb::Serve(flag) => daemon(&flag.config, tokio::runtime::Builder::new_multi_thread(), serve),
         Verb::Vm(args) => Ok(launch::vm::main(args)),
         Verb::Machine(args) => Ok(launch::machine::main(&args)),
         Verb::ReadRepository { path, what } => {
@@ -164,10 +165,14 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
 }
 
 /// Loads the configuration and runs a process that lasts.
-fn daemon<F: Future<Output = anyhow::Result<()>>>(path: &Path, main: impl FnOnce(Config) -> F) -> anyhow::Result<ExitCode> {
+fn daemon<F: Future<Output = anyhow::Result<()>>>(
+    path: &Path,
+    mut threads: tokio::runtime::Builder,
+    main: impl FnOnce(Config) -> F,
+) -> anyhow::Result<ExitCode> {
     let config = Config::load(path)?;
     log::to_stderr();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("could not start the runtime")?;
+    let runtime = threads.enable_all().build().context("could not start the runtime")?;
     runtime.block_on(main(config))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -131,6 +131,10 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
 impl Picture {
     /// Asks the machine how the instances are doing.
     pub async fn look<H: Host, B: Builder>(self, shared: &Shared<H, B>) -> Result<Status, Refusal> {
+        // Who has nothing here costs the machine no look.
+        if self.namespaces.is_empty() {
+            return Ok(Status { version: 1, namespaces: Vec::new(), unplanted: self.unplanted });
+        }
         let failed = |error| Refusal::Failed(format!("could not look at the machine: {}", chain(&error)));
         let all = || self.namespaces.iter().flat_map(|(_, _, known)| known);
         let ids: Vec<SetId> = all().flat_map(|known| std::iter::once(&known.id).chain(&known.beside)).cloned().collect();
