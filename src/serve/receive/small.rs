@@ -8,6 +8,8 @@ mod connected;
 #[cfg(any(test, feature = "fuzz"))]
 pub(in crate::serve) mod fuzz;
 mod keep;
+#[cfg(test)]
+mod kill_tests;
 mod pack;
 mod plain;
 pub(super) mod refs;
