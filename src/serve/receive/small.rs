@@ -7,6 +7,8 @@
 mod connected;
 #[cfg(any(test, feature = "fuzz"))]
 pub(in crate::serve) mod fuzz;
+#[cfg(test)]
+mod judge_tests;
 mod keep;
 #[cfg(test)]
 mod kill_tests;
