@@ -260,6 +260,10 @@ pub async fn create(doors: &Doors, name: &RepoName) -> Asked<PathBuf> {
     let mut command = git(doors, &path, &["core.fsync=all"]);
     command.args(["init", "--quiet", "--bare", "--initial-branch=main", "--template="]).arg(&new);
     let made = run(command).await;
+    // Whatever git's settings, it syncs none of these, and without them it is no repository.
+    let new_parts = ["config", "HEAD", "objects/pack", "objects", "refs/heads", "refs/tags", "refs", ""].map(|part| new.join(part));
+    let synced = tokio::task::spawn_blocking(move || new_parts.iter().for_each(|part| lasting::sync(part))).await;
+    let made = made.and_then(|_| synced.map_err(|error| error.to_string()));
     let moved = made.and_then(|_| match std::fs::rename(&new, &path) {
         // Another push made it in the meantime.
         Err(_) if path.is_dir() => Ok(()),
@@ -316,7 +320,7 @@ pub fn sweep(repositories: &Path) {
             .extend(named(&repository.join("objects"), |name| name.starts_with("tmp_objdir-") || name.starts_with("incoming-")));
         abandoned.extend(named(&repository.join("objects/pack"), |name| name.starts_with("tmp_")));
         // Nobody holds a lock any more, and no branch has such a name.
-        abandoned.extend(named(&repository, |name| name.ends_with(".lock")));
+        abandoned.extend(named(&repository, |name| name.ends_with(".lock") || name == "packed-refs.new"));
         let mut folders = vec![repository.join("refs")];
         while let Some(folder) = folders.pop() {
             abandoned.extend(named(&folder, |name| name.ends_with(".lock")));

@@ -1,12 +1,12 @@
 //! A push, from the first byte to the last line under it.
 //!
 //! ```text
-//! client ── what is to change ──► checked here, before the pack ──► git receive-pack ── report ──► held
-//!                                                                                                   │
-//! client ◄── flush ◄── progress of the job, as `remote:` lines ◄── agent.Push ◄── refs are synced ◄─┘
+//! client ── what is to change ──► checked here, before the pack ──► small, or git receive-pack ── report ──► held
+//!                                                                                                             │
+//! client ◄── flush ◄── progress of the job, as `remote:` lines ◄── agent.Push ◄───────── refs are synced ◄────┘
 //! ```
-//! From the moment that receive-pack has moved a ref, the agent is told of it, whether or not the client is still there. A deploy that
-//! fails does not undo the push.
+//! What is small and plain is taken here (`small.rs`), everything else by git (`program.rs`), and the client sees no difference. From the
+//! moment that a ref has moved, the agent is told of it, whether or not the client is still there. A deploy that fails does not undo the push.
 
 pub(super) mod lasting;
 mod program;

@@ -271,11 +271,20 @@ async fn what_is_odd_is_gits_to_judge() {
     files(&[".gitattributes"]).await;
     push(&world, &["main"]).await.ok();
     assert_eq!(started(&world), 1, "attributes");
-    said(&world, &at, &["rm", "-q", ".gitattributes"]).await;
+    files(&["plain-beside"]).await;
+    push(&world, &["main"]).await.ok();
+    assert_eq!(started(&world), 0, "git has judged these attributes");
+    std::fs::write(at.join(".gitattributes"), "* text\n").unwrap();
+    world.commit("p", "other-attributes", b"").await;
+    push(&world, &["main"]).await.ok();
+    assert_eq!(started(&world), 1, "but not those");
     files(&["b\u{fc}cher"]).await;
     push(&world, &["main"]).await.ok();
-    assert_eq!(started(&world), 1, "a name beyond ASCII");
-    said(&world, &at, &["rm", "-q", "b\u{fc}cher"]).await;
+    assert_eq!(started(&world), 0, "letters are letters");
+    files(&["bu\u{308}cher"]).await;
+    push(&world, &["main"]).await.ok();
+    assert_eq!(started(&world), 1, "something between letters");
+    said(&world, &at, &["rm", "-q", "bu\u{308}cher"]).await;
     files(&["plain"]).await;
     push(&world, &["main"]).await.ok();
     assert_eq!(started(&world), 0, "plain again");
@@ -444,7 +453,7 @@ async fn whatever_ends_the_doors_leaves_a_whole_repository() {
     for left in ["objects/pack/tmp_pack_seed-1-1", "objects/pack/tmp_idx_seed-1-1"] {
         std::fs::copy(&newest, at.join(left)).unwrap();
     }
-    for left in ["refs/heads/main.lock", "refs/heads/deep/er.lock", "HEAD.lock", "packed-refs.lock"] {
+    for left in ["refs/heads/main.lock", "refs/heads/deep/er.lock", "HEAD.lock", "packed-refs.lock", "packed-refs.new"] {
         std::fs::create_dir_all(at.join(left).parent().unwrap()).unwrap();
         std::fs::write(at.join(left), "").unwrap();
     }
@@ -465,9 +474,15 @@ async fn whatever_ends_the_doors_leaves_a_whole_repository() {
     let left: Vec<PathBuf> = [at.join("refs/heads"), at.join("refs/heads/deep"), at.clone()]
         .iter()
         .flat_map(|folder| std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "lock"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "lock" || extension == "new"))
         .collect();
     assert_eq!(left, Vec::<PathBuf>::new());
+    // A folder where a branch should be, and nothing in it.
+    std::fs::create_dir_all(at.join("refs/heads/hollow/inside")).unwrap();
+    world.commit("p", "hollow", b"hollow").await;
+    started(&world);
+    push(&world, &["main:refs/heads/hollow"]).await.ok();
+    assert_eq!(started(&world), 1);
     // Somebody else has the ref: git waits for them, and says so.
     std::fs::write(at.join("refs/heads/main.lock"), "").unwrap();
     world.commit("p", "b", b"b").await;

@@ -7,7 +7,11 @@
 mod connected;
 #[cfg(any(test, feature = "fuzz"))]
 pub(in crate::serve) mod fuzz;
+#[cfg(test)]
+mod judge_tests;
 mod keep;
+#[cfg(test)]
+mod kill_tests;
 mod pack;
 mod plain;
 pub(super) mod refs;
@@ -19,6 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use gix::ObjectId;
@@ -51,6 +56,9 @@ const MOST: u64 = 1 << 20;
 const MAX_KEYS_FILE: u64 = 256 << 10;
 /// How many pushes may be unfolded at a time; each can take tens of megabytes.
 static UNFOLDING: Semaphore = Semaphore::const_new(2);
+
+/// How long one waits for that; git has room for more.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// Why something is for git to judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -149,7 +157,7 @@ pub(super) async fn keep(path: PathBuf, update: Update, taken: Taken, who: Optio
     if taken.entries.is_none() {
         return Err(taken);
     }
-    let Ok(_slot) = UNFOLDING.acquire().await else { return Err(taken) };
+    let Ok(Ok(_slot)) = timeout(BUSY, UNFOLDING.acquire()).await else { return Err(taken) };
     let taken = Arc::new(taken);
     let theirs = Arc::clone(&taken);
     let kept = look(move || push(&path, &update, &theirs, who.as_ref())).await;

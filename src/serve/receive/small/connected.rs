@@ -140,6 +140,9 @@ impl<'a, F: FnMut(&ObjectId, u64) -> Result<Option<Object>, Odd>> Here<'a, F> {
             }
             for entry in entries {
                 let was = there.get(entry.name).map(Vec::as_slice).unwrap_or_default();
+                if entry.name == plain::ATTRIBUTES && !was.contains(&(entry.id, entry.mode)) {
+                    return Err(Odd("new attributes"));
+                }
                 match (entry.mode, self.sent.get(&entry.id)) {
                     (Mode::Tree, _) => {
                         let folders = was.iter().filter(|(_, mode)| *mode == Mode::Tree).map(|(id, _)| *id);

@@ -48,7 +48,8 @@ pub(super) fn hold(path: &Path, name: &RefName, update: &Update) -> Result<Held,
     if refs.at(name).map(ToString::to_string).as_deref() != expected {
         return Err(Odd("a ref that has moved"));
     }
-    if refs.leaves_no_place_for(name) {
+    // A folder may be empty, which git would remove.
+    if refs.leaves_no_place_for(name) || path.join(name.as_str()).is_dir() {
         return Err(Odd("a ref above or below another"));
     }
     Ok(Held { lock, refs })

@@ -109,7 +109,7 @@ fn is_person(text: &[u8]) -> bool {
     read().unwrap_or(false)
 }
 
-/// Reads a tree: plain files, links and folders, each name once, in git's order.
+/// Reads a tree: plain files, links and folders, each name once, in git's order. [`ATTRIBUTES`] are left to the caller.
 pub(super) fn tree(data: &[u8]) -> Result<Vec<Entry<'_>>, Odd> {
     const ODD: Odd = Odd("a tree that is not plain");
     let entries = entries(data).ok_or(ODD)?;
@@ -145,13 +145,21 @@ pub(super) fn entries(mut data: &[u8]) -> Option<Vec<Entry<'_>>> {
     Some(entries)
 }
 
-/// A name that is the same on every system, and means nothing to git.
+/// Attributes are plain only if git has taken just the same before: it looks into them.
+pub(super) const ATTRIBUTES: &[u8] = b".gitattributes";
+
+/// A name that means nothing to git on any system: letters and digits of any script, and what ASCII has, but for what Windows takes
+/// apart. Of all that begins with `.git`, in capitals or not, there is one file that is only a list.
 fn is_plain_name(entry: &Entry<'_>) -> bool {
     let name = entry.name;
-    let printable = name.iter().all(|byte| (b' '..=b'~').contains(byte) && !b"/\\~:".contains(byte));
+    let Ok(text) = str::from_utf8(name) else { return false };
+    let plain =
+        text.chars().all(|c| if c.is_ascii() { (' '..='~').contains(&c) && !"/\\~:".contains(c) } else { c.is_alphanumeric() });
     let of_git = name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b".git"));
-    let ignored = name == b".gitignore" && entry.mode == Mode::File;
-    (1..=LONGEST_NAME).contains(&name.len()) && printable && (!of_git || ignored) && name != b"." && name != b".."
+    let known = entry.mode == Mode::File && (name == b".gitignore" || name == ATTRIBUTES);
+    // Where some letters count for nothing, a dot may be the first that counts.
+    let hidden = name.starts_with(b".") && !text.is_ascii();
+    (1..=LONGEST_NAME).contains(&name.len()) && plain && (!of_git || known) && !hidden && name != b"." && name != b".."
 }
 
 /// What a link may lead to without anybody asking: no part of it means something to git.
@@ -240,7 +248,7 @@ mod tests {
             &[("100644", ".gitignore"), ("100755", "a"), ("120000", "b"), ("40000", "c")],
             // `a` as a folder comes behind `a.b`.
             &[("100644", "a.b"), ("40000", "a"), ("100644", "a0")],
-            &[("100644", ".authorized_keys"), ("100644", "with blank")],
+            &[("100644", ".authorized_keys"), ("100644", ".gitattributes"), ("100644", "with blank"), ("100644", "\u{fc}ber")],
         ] {
             assert_eq!(tree(&listed(plain)).unwrap().len(), plain.len());
         }
@@ -254,7 +262,10 @@ mod tests {
             &[("40000", ".git")],
             &[("40000", ".GIT")],
             &[("100644", ".gitmodules")],
-            &[("100644", ".gitattributes")],
+            &[("100644", ".Gitattributes")],
+            &[("120000", ".gitattributes")],
+            &[("100644", ".g\u{ef}t")],
+            &[("100644", "u\u{308}")],
             &[("100644", ".Gitignore")],
             &[("120000", ".gitignore")],
             &[("100644", "git~1")],

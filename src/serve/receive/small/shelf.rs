@@ -1,10 +1,9 @@
 //! Reads of the objects that a repository has, with an end: what a tenant has put there may unfold to anything.
 
 use std::{
-    cell::Cell,
     fs,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use gix::{
@@ -12,7 +11,10 @@ use gix::{
     hash::Kind::Sha1,
     odb::{
         loose,
-        pack::{self, data::decode::entry::ResolvedBase},
+        pack::{
+            self,
+            data::{decode::entry::ResolvedBase, entry::Header},
+        },
     },
     zlib::Inflate,
 };
@@ -23,13 +25,18 @@ use super::{Odd, pack::Object};
 const MOST_AT_ONCE: usize = 16 << 20;
 /// The most bytes of all that is read for one push.
 const MOST: u64 = 32 << 20;
+/// The longest row of deltas that is followed; git makes none of more than 50.
+const DEEPEST: usize = 64;
+/// How long reading for one push may take. Each step of a row can make megabytes of a few bytes, and there may be many such rows.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The objects of one repository.
 pub(super) struct Shelf {
     loose: loose::Store,
     /// The last that was made is the first that is asked.
     packs: Vec<Pack>,
-    left: Cell<u64>,
+    left: u64,
+    opened: Instant,
 }
 
 /// A pack, opened when it is needed.
@@ -59,12 +66,15 @@ impl Shelf {
         packs.sort();
         let packs = packs.into_iter().rev().map(|(_, path)| Pack { path, index: None, data: None }).collect();
         let options = loose::Options { alloc_limit_bytes: Some(MOST_AT_ONCE), ..loose::Options::default() };
-        Ok(Self { loose: loose::Store::at_opts(objects, Sha1, options), packs, left: Cell::new(MOST) })
+        Ok(Self { loose: loose::Store::at_opts(objects, Sha1, options), packs, left: MOST, opened: Instant::now() })
     }
 
     /// The object of that name, of at most so many bytes.
     pub fn read(&mut self, id: &ObjectId, most: u64) -> Result<Option<Object>, Odd> {
-        let most = most.min(self.left.get());
+        if self.opened.elapsed() > PATIENCE {
+            return Err(Odd("a repository that is slow to read"));
+        }
+        let most = most.min(self.left);
         let found = match self.packed(id)? {
             Some(found) => Some(found),
             None => self.loose(id, most)?,
@@ -74,7 +84,7 @@ impl Shelf {
         if size > most {
             return Err(Odd("an object that is too large"));
         }
-        self.left.set(self.left.get() - size);
+        self.left -= size;
         Ok(Some(object))
     }
 
@@ -93,9 +103,22 @@ impl Shelf {
                 }
             };
             let entry = data.entry(index.pack_offset_at_index(number)).map_err(|_| UNREADABLE)?;
+            let place = |base: &gix::oid| index.lookup(base).map(|number| index.pack_offset_at_index(number));
+            let (mut below, mut deep) = (entry.clone(), 0);
+            loop {
+                let offset = match below.header {
+                    Header::OfsDelta { base_distance } => below.checked_base_pack_offset(base_distance),
+                    Header::RefDelta { base_id } => place(&base_id),
+                    _ => break,
+                };
+                deep += 1;
+                if deep > DEEPEST {
+                    return Err(Odd("an object of many deltas"));
+                }
+                below = data.entry(offset.ok_or(UNREADABLE)?).map_err(|_| UNREADABLE)?;
+            }
             let base = |base: &gix::oid, _: &mut Vec<u8>| {
-                let place = index.lookup(base).map(|number| index.pack_offset_at_index(number));
-                place.map(|offset| data.entry(offset).map(ResolvedBase::InPack)).transpose()
+                place(base).map(|offset| data.entry(offset).map(ResolvedBase::InPack)).transpose()
             };
             let mut bytes = Vec::new();
             let decoded = data.decode_entry(entry, &mut bytes, &mut Inflate::default(), &base, &mut pack::cache::Never);

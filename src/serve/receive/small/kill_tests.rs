@@ -1,0 +1,135 @@
+//! A push whose process is killed at each of its steps, by strace: the repository is whole, the ref is where it was or where it was to be,
+//! and in the second case the agent will hear of it.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use super::{Taken, pack::Scan, push};
+use crate::{
+    serve::{git, pktline::Update, unheard},
+    spec::{access::fingerprint, caller::Caller},
+};
+
+/// Tells the process that it is to push, and where.
+const CHILD: &str = "SEED_SMALL_PUSH";
+/// It has pushed.
+const DONE: i32 = 42;
+
+fn run(at: &Path, words: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(at).args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main"]).args(words);
+    command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "git {words:?}: {output:?}");
+    output.stdout
+}
+
+fn text(at: &Path, words: &[&str]) -> String {
+    String::from_utf8(run(at, words, b"")).unwrap().trim().to_owned()
+}
+
+/// Pushes what lies ready below `at`.
+fn push_below(at: &Path) -> bool {
+    let [old, new] = ["old", "new"].map(|name| fs::read_to_string(at.join(name)).unwrap().parse().unwrap());
+    let update = Update { old, new, reference: "refs/heads/main".to_owned() };
+    let bytes = fs::read(at.join("pack")).unwrap();
+    let mut scan = Scan::default();
+    scan.go_on(&bytes).unwrap();
+    let taken = Taken { bytes, entries: Some(scan.entries()) };
+    let who = Caller::new(fingerprint(b"ann"), "192.0.2.7".parse().unwrap());
+    push(&at.join("repos/app.git"), &update, &taken, Some(&who)).is_ok()
+}
+
+/// A repository of one commit, and a second one with its thin pack beside it.
+fn begun(at: &Path) {
+    let (work, bare) = (at.join("work"), at.join("repos/app.git"));
+    fs::create_dir_all(&bare).unwrap();
+    run(at, &["init", "-q", "work"], b"");
+    run(&bare, &["init", "-q", "--bare", "--template="], b"");
+    let commit = |name: &str| {
+        run(&work, &["add", "-A"], b"");
+        run(&work, &["commit", "-q", "-m", name], b"");
+        let id = text(&work, &["rev-parse", "HEAD"]);
+        fs::write(at.join(name), &id).unwrap();
+        id
+    };
+    (0..50).for_each(|n| fs::write(work.join(format!("file{n}")), format!("{n}\n").repeat(50)).unwrap());
+    let old = commit("old");
+    run(&work, &["-c", "receive.unpackLimit=1", "push", "-q", bare.to_str().unwrap(), "main"], b"");
+    fs::write(work.join("file7"), "another").unwrap();
+    let new = commit("new");
+    let wanted = format!("{new}\n^{old}\n");
+    let pack = run(&work, &["pack-objects", "--thin", "--revs", "--stdout", "--delta-base-offset", "-q"], wanted.as_bytes());
+    fs::write(at.join("pack"), pack).unwrap();
+}
+
+/// This test in a process of its own, under strace with these options; its exit code, if it was not killed.
+fn child(at: &Path, options: &[&str]) -> Option<i32> {
+    let mut command = Command::new("strace");
+    command.arg("-f").args(options).arg(std::env::current_exe().unwrap());
+    command.args(["--exact", std::thread::current().name().unwrap(), "--nocapture", "--test-threads=1"]).env(CHILD, at);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code()
+}
+
+#[test]
+fn whatever_it_was_doing_when_it_was_killed_the_repository_is_whole() {
+    if let Some(at) = std::env::var_os(CHILD) {
+        let done = push_below(Path::new(&at));
+        std::process::exit(if done { DONE } else { 1 });
+    }
+    if !Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: strace is not there (apt-get install strace): nothing is killed");
+        return;
+    }
+    let template = tempfile::tempdir().unwrap();
+    begun(template.path());
+    let fresh = || {
+        let place = tempfile::tempdir().unwrap();
+        let from = template.path().join(".");
+        assert!(Command::new("cp").arg("-a").arg(from).arg(place.path()).status().unwrap().success());
+        place
+    };
+    // How many waits for the disk it takes: the pack, its index, the folder of both and of the mark, the ref, the folder of that.
+    let place = fresh();
+    let log = place.path().join("log");
+    let traced =
+        child(place.path(), &["-e", "trace=fsync,fdatasync,sync,syncfs,sync_file_range,msync", "-o", log.to_str().unwrap()]);
+    assert_eq!(traced, Some(DONE));
+    let calls = fs::read_to_string(&log).unwrap();
+    assert_eq!(calls.lines().filter(|line| line.contains("sync(") && !line.contains("resumed")).count(), 5, "{calls}");
+    let (mut before, mut after) = (0, 0);
+    for call in ["fsync", "rename", "openat", "write", "unlink"] {
+        for number in 1.. {
+            let place = fresh();
+            let options = [format!("trace={call}"), format!("inject={call}:signal=KILL:when={number}")];
+            let ended = child(place.path(), &["-o", "/dev/null", "-e", &options[0], "-e", &options[1]]);
+            let (repositories, bare) = (place.path().join("repos"), place.path().join("repos/app.git"));
+            git::sweep(&repositories);
+            run(&bare, &["fsck", "--strict", "--full"], b"");
+            let [old, new] = ["old", "new"].map(|name| fs::read_to_string(place.path().join(name)).unwrap());
+            let now = text(&bare, &["rev-parse", "refs/heads/main"]);
+            let heard = unheard::find(&repositories);
+            if now == new {
+                after += 1;
+                assert_eq!(heard.len(), 1, "{call} {number}: the agent is told");
+            } else {
+                before += 1;
+                assert_eq!(now, old, "{call} {number}");
+                assert!(push_below(place.path()), "{call} {number}: it can be pushed again");
+                assert_eq!(text(&bare, &["rev-parse", "refs/heads/main"]), new);
+                run(&bare, &["fsck", "--strict", "--full"], b"");
+            }
+            if ended == Some(DONE) {
+                assert_eq!(now, new);
+                break;
+            }
+        }
+    }
+    assert!(before > 10 && after > 5, "killed {before} times before it was done, {after} times after");
+}
