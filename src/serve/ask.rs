@@ -50,6 +50,12 @@ pub fn words(refusal: &Refusal) -> String {
     }
 }
 
+/// Whether an agent answered that does not know this question: an older one.
+pub fn unknown(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::ZBus(zbus::Error::FDO(error)) if matches!(**error, zbus::fdo::Error::UnknownMethod(_)))
+        || matches!(refusal, Refusal::ZBus(zbus::Error::MethodError(name, ..)) if name.as_str() == "org.freedesktop.DBus.Error.UnknownMethod")
+}
+
 /// Whether nobody answered, so that asking again later may help.
 pub fn away(refusal: &Refusal) -> bool {
     use zbus::fdo::Error as Fdo;

@@ -326,7 +326,7 @@ impl Push {
     ) -> tokio::task::JoinHandle<Asked<Pushed>> {
         let (doors, who, name, update) = (Arc::clone(&self.doors), self.who.clone(), self.name.clone(), update.clone());
         let mode = if mode == Mode::Plan { "plan" } else { "deploy" };
-        let read = read.and_then(|read| serde_json::to_string(&read).ok());
+        let mut read = read.and_then(|read| serde_json::to_string(&read).ok());
         let tracked = self.doors.pushes.clone();
         tracked.spawn(async move {
             loop {
@@ -339,6 +339,11 @@ impl Push {
                 match &answer {
                     Err(refusal) if ask::away(refusal) => {
                         tokio::time::sleep(Duration::from_millis(500)).await;
+                        continue;
+                    }
+                    // An older agent, while both are being replaced, reads for itself.
+                    Err(refusal) if read.is_some() && ask::unknown(refusal) => {
+                        read = None;
                         continue;
                     }
                     Err(refusal) => tracing::error!(%name, reference, %refusal, "the agent did not take a push"),

@@ -305,3 +305,14 @@ async fn the_agent_hears_of_a_push_even_if_the_doors_fell_before_it_could_be_tol
     assert_ne!(world.git("ann", "p", &["push", &url, "main:refs/tags/-x"]).await.code, 0);
     assert_eq!(marks(&world), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_older_than_the_doors_is_told_in_its_own_way() {
+    let world = World::new().await;
+    world.agent.told().older = true;
+    world.project("p").await;
+    world.commit("p", "file", b"text").await;
+    world.git("ann", "p", &["push", "silo", "main"]).await.ok();
+    let told = world.agent.told();
+    assert_eq!((told.pushes.len(), told.read.len()), (1, 0), "{:?}", told.pushes);
+}

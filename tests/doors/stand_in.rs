@@ -21,6 +21,8 @@ pub struct Told {
     pub planted: Vec<String>,
     /// `repository reference old new mode`, of every push.
     pub pushes: Vec<String>,
+    /// It knows only the first way of telling it of a push.
+    pub older: bool,
     /// What the doors had read of the repository, of those pushes that they had read something of.
     pub read: Vec<PushRead>,
     pub notes: Vec<String>,
@@ -139,6 +141,9 @@ impl Agent {
         mode: &str,
         read: &str,
     ) -> zbus::fdo::Result<String> {
+        if self.told().older {
+            return Err(zbus::fdo::Error::UnknownMethod("PushRead".into()));
+        }
         let answer = self.push(who, repository, reference, old, new, mode)?;
         self.told().read.push(serde_json::from_str(read).unwrap());
         Ok(answer)
