@@ -30,6 +30,7 @@ mod idle;
 #[path = "../tests/host/machine.rs"]
 mod machine;
 mod meter;
+mod news;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/acme/outside.rs"]
 mod outside;
@@ -65,6 +66,7 @@ const GROUPS: &[Group] = &[
         measure: dns::measure,
     },
     Group { name: "idle", needs: &[], rows: idle::rows, measure: idle::measure },
+    Group { name: "news", needs: &[], rows: news::rows, measure: news::measure },
     Group { name: "ssh", needs: &["strace"], rows: ssh::rows, measure: ssh::measure },
     Group { name: "git", needs: &["strace"], rows: git::rows, measure: git::measure },
     Group { name: "acme", needs: &["pebble", "lego", "openssl", "curl"], rows: acme::rows, measure: acme::measure },

@@ -54,6 +54,7 @@ pub fn run(words: &[String]) -> Option<ExitCode> {
         ["dns-hickory", ..] => runtime.block_on(crate::dns::hickory(number(1) as u16, number(2))),
         ["dns-flood"] => runtime.block_on(crate::flood::flood()),
         ["dns-changes", ..] => crate::dns::changes(number(1), number(2)),
+        ["news", _] => runtime.block_on(crate::news::ask(number(1))),
         ["statuses", _, _] => runtime.block_on(statuses(number(1), number(2))),
         ["namespace"] => println!("{}", namespace()),
         ["cheap", id] => cheap(&id.parse().expect("an instance")),
