@@ -84,12 +84,17 @@ pub struct Turns(Mutex<BTreeMap<RepoName, Arc<tokio::sync::Mutex<()>>>>);
 impl Turns {
     /// Waits until no other push is under way, but not for ever: a slow client may not lock the others out.
     pub async fn take(&self, name: &RepoName) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        tokio::time::timeout(Duration::from_secs(10), self.wait(name)).await.ok()
+    }
+
+    /// Waits for as long as it takes; who came first is first.
+    pub async fn wait(&self, name: &RepoName) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
             Arc::clone(turns.entry(name.clone()).or_default())
         };
-        tokio::time::timeout(Duration::from_secs(10), turn.lock_owned()).await.ok()
+        turn.lock_owned().await
     }
 }
 

@@ -115,6 +115,8 @@ pub struct Doors {
     pub push_slots: Semaphore,
     /// One push to a repository at a time, for git trips over two equal packs that arrive together.
     pub turns: git::Turns,
+    /// The agent hears of the pushes to a repository one after the other: also if it is away for a while, the last is the last.
+    pub tellings: git::Turns,
     /// One repository at a time is packed together.
     pub tidy_slot: Semaphore,
     /// Pushes that the agent has to hear of.
@@ -156,6 +158,7 @@ pub async fn run_until(
         read_slots: Semaphore::new(64),
         push_slots: Semaphore::new(32),
         turns: git::Turns::default(),
+        tellings: git::Turns::default(),
         tidy_slot: Semaphore::new(1),
         pushes: TaskTracker::new(),
         stopping: stopping.clone(),

@@ -28,7 +28,11 @@ use tokio::{
     time::timeout,
 };
 
-use self::{program::Program, small::Taken, telling::Telling};
+use self::{
+    program::Program,
+    small::{Place, Taken},
+    telling::Telling,
+};
 use super::{
     Doors,
     ask::{self, Asked},
@@ -58,6 +62,9 @@ const UNWANTED: u64 = 64 << 20;
 const AGENT_AWAY: Duration = Duration::from_secs(120);
 /// A repository of more packs than this is packed together.
 const PACKS: usize = 50;
+
+/// What is said of a repository that went away under a push.
+const GONE: &str = "this repository was renamed or deleted while you pushed to it: nothing was kept";
 
 /// One push, as it is served.
 #[derive(Debug)]
@@ -107,6 +114,11 @@ impl Push {
             return 1;
         };
         let most = self.doors.settings.max_pack.min(Bytes(opened.room));
+        // The leave is for what is there now.
+        let Ok(place) = Place::of(&path) else {
+            out.send(&pktline::error(GONE)).await;
+            return 3;
+        };
         // Most pushes need no program. Those that do, and repositories that are not as we make them, are git's.
         let mut program = None;
         match small::refs(path.clone()).await {
@@ -157,7 +169,7 @@ impl Push {
             (None, [update]) if small::may_be(&request) => {
                 let taken = small::take(&mut input, most.0, &sent).await;
                 let turn = self.doors.turns.take(&self.name).await;
-                small::keep(path.clone(), update.clone(), taken, heard.clone()).await.map(|kept| (kept, turn))
+                small::keep(path.clone(), place, update.clone(), taken, heard.clone()).await.map(|kept| (kept, turn))
             }
             _ => Err(Taken::default()),
         };
@@ -170,6 +182,13 @@ impl Push {
                 read = kept.read;
                 let pumping = tokio::spawn(pump(input, None, Arc::clone(&sent)));
                 (kept.report, 0, request.updates.clone(), kept.mark, turn, pumping)
+            }
+            Err(_) if program.is_none() && Place::of(&path).ok() != Some(place) => {
+                let words = format!("{GONE}\n");
+                let answer = if room == 0 { pktline::error(GONE) } else { pktline::band(3, words.as_bytes(), room) };
+                out.send(&answer).await;
+                drop(timeout(IDLE, pump(input, None, Arc::default())).await);
+                return 3;
             }
             Err(taken) => {
                 let mark = match heard.map(|who| Mark::set(&path, &who)).transpose() {
@@ -329,6 +348,7 @@ impl Push {
         let mut read = read.and_then(|read| serde_json::to_string(&read).ok());
         let tracked = self.doors.pushes.clone();
         tracked.spawn(async move {
+            let _turn = doors.tellings.wait(&name).await;
             loop {
                 let (reference, old, new) = (&update.reference, update.old.as_str(), update.new.as_str());
                 let (who, name) = (who.as_str(), name.as_str());

@@ -19,6 +19,7 @@ mod push;
 mod refused;
 mod shell;
 mod small;
+mod small_attacks;
 mod stand_in;
 mod support;
 mod vanish;

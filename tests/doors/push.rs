@@ -316,3 +316,29 @@ async fn an_agent_that_is_older_than_the_doors_is_told_in_its_own_way() {
     let told = world.agent.told();
     assert_eq!((told.pushes.len(), told.read.len()), (1, 0), "{:?}", told.pushes);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_hears_of_pushes_in_their_order_also_if_it_was_away() {
+    let world = World::new().await;
+    world.project("p").await;
+    world.git("ann", "p", &["push", "silo", "main"]).await.ok();
+    let head = async |world: &World| world.git("ann", "p", &["rev-parse", "HEAD"]).await.ok().out.trim().to_owned();
+    let told = || world.agent.told().pushes.iter().map(|push| push.split(' ').nth(3).unwrap().to_owned()).collect::<Vec<_>>();
+    let mut pushed = told();
+    for round in 0..3 {
+        world.agent.told().push_away = 5;
+        world.commit("p", "file", format!("first {round}").as_bytes()).await;
+        pushed.push(head(&world).await);
+        let second = async {
+            until("the first push is on its way", || world.agent.told().push_away < 5).await;
+            world.commit("p", "file", format!("second {round}").as_bytes()).await;
+            let head = head(&world).await;
+            world.git("ann", "p", &["push", "silo", "main"]).await.ok();
+            head
+        };
+        let (first, head) = tokio::join!(world.git("ann", "p", &["push", "silo", "main"]), second);
+        first.ok();
+        pushed.push(head);
+        assert_eq!(told(), pushed);
+    }
+}

@@ -12,7 +12,7 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::support::{Ran, World, run};
 
-const ZERO: &str = "0000000000000000000000000000000000000000";
+pub const ZERO: &str = "0000000000000000000000000000000000000000";
 
 /// A world whose git writes down that it was started.
 async fn counted() -> World {
@@ -28,26 +28,26 @@ async fn counted() -> World {
 }
 
 /// How many programs were started since the last time.
-fn started(world: &World) -> usize {
+pub fn started(world: &World) -> usize {
     let text = std::fs::read_to_string(world.path("started")).unwrap_or_default();
     std::fs::write(world.path("started"), "").unwrap();
     text.lines().count()
 }
 
 /// git in the directory `at`, without anybody's settings.
-fn git(world: &World, at: &Path, arguments: &[&str]) -> Command {
+pub fn git(world: &World, at: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("git");
     command.arg("-C").arg(at).args(arguments);
     command.env("GIT_CONFIG_GLOBAL", world.path("gitconfig")).env("GIT_CONFIG_NOSYSTEM", "1");
     command
 }
 
-async fn said(world: &World, at: &Path, arguments: &[&str]) -> String {
+pub async fn said(world: &World, at: &Path, arguments: &[&str]) -> String {
     run(&mut git(world, at, arguments)).await.ok().out.trim().to_owned()
 }
 
 /// The same, with something to read.
-async fn fed(mut command: Command, bytes: &[u8]) -> std::process::Output {
+pub async fn fed(mut command: Command, bytes: &[u8]) -> std::process::Output {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let bytes = bytes.to_vec();
@@ -61,13 +61,13 @@ async fn fed(mut command: Command, bytes: &[u8]) -> std::process::Output {
 }
 
 /// Writes an object that git would not make itself.
-async fn object(world: &World, at: &Path, kind: &str, bytes: &[u8]) -> String {
+pub async fn object(world: &World, at: &Path, kind: &str, bytes: &[u8]) -> String {
     let output = fed(git(world, at, &["hash-object", "-t", kind, "--literally", "-w", "--stdin"]), bytes).await;
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-async fn pack_of(world: &World, at: &Path, objects: &[&str], options: &[&str]) -> Vec<u8> {
+pub async fn pack_of(world: &World, at: &Path, objects: &[&str], options: &[&str]) -> Vec<u8> {
     let arguments = [&["pack-objects", "--stdout", "-q"][..], options].concat();
     let output = fed(git(world, at, &arguments), objects.iter().map(|id| format!("{id}\n")).collect::<String>().as_bytes()).await;
     assert!(output.status.success(), "{output:?}");
@@ -75,7 +75,7 @@ async fn pack_of(world: &World, at: &Path, objects: &[&str], options: &[&str]) -
 }
 
 /// Pushes these bytes as the pack of a change.
-async fn send(world: &World, old: &str, new: &str, reference: &str, pack: &[u8]) -> String {
+pub async fn send(world: &World, old: &str, new: &str, reference: &str, pack: &[u8]) -> String {
     let update = format!("{old} {new} {reference}\0 report-status side-band-64k");
     let bytes = [format!("{:04x}{update}0000", update.len() + 4).as_bytes(), pack].concat();
     let output = fed(world.ssh_command("ann", &["git-receive-pack", "'my-app'"]), &bytes).await;
@@ -102,7 +102,7 @@ async fn whole(world: &World, project: &str) {
 }
 
 /// A project with some history here and there.
-async fn begun() -> World {
+pub async fn begun() -> World {
     let world = counted().await;
     world.project("p").await;
     for n in 0..40 {
@@ -330,7 +330,7 @@ async fn crafted(world: &World, parent: &str, tree: &[u8], more: &[&str]) -> (St
     (commit, pack)
 }
 
-fn entry(mode: &str, name: &str, id: &str) -> Vec<u8> {
+pub fn entry(mode: &str, name: &str, id: &str) -> Vec<u8> {
     let id: Vec<u8> = (0..40).step_by(2).map(|at| u8::from_str_radix(&id[at..at + 2], 16).unwrap()).collect();
     [format!("{mode} {name}\0").as_bytes(), &id].concat()
 }

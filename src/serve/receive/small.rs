@@ -18,7 +18,8 @@ pub(super) mod refs;
 mod shelf;
 
 use std::{
-    path::PathBuf,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use gix::ObjectId;
+use gix::{ObjectId, objs::Kind};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     sync::Semaphore,
@@ -64,6 +65,21 @@ const BUSY: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Odd(&'static str);
+
+/// Which folder a repository is: there may be another one of the same name, and of another owner, by the time that a client has sent all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    device: u64,
+    inode: u64,
+}
+
+impl Place {
+    /// The folder that is at `path` now.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        let found = std::fs::metadata(path)?;
+        Ok(Self { device: found.dev(), inode: found.ino() })
+    }
+}
 
 /// The refs of a repository, if it is one that we may read and write ourselves.
 pub(super) async fn refs(path: PathBuf) -> Option<Refs> {
@@ -153,23 +169,23 @@ pub(super) struct Kept {
 }
 
 /// Keeps a small push, and moves its ref; gives it back if it is for git. With `who` the agent is to hear of it.
-pub(super) async fn keep(path: PathBuf, update: Update, taken: Taken, who: Option<Caller>) -> Result<Kept, Taken> {
+pub(super) async fn keep(path: PathBuf, place: Place, update: Update, taken: Taken, who: Option<Caller>) -> Result<Kept, Taken> {
     if taken.entries.is_none() {
         return Err(taken);
     }
     let Ok(Ok(_slot)) = timeout(BUSY, UNFOLDING.acquire()).await else { return Err(taken) };
     let taken = Arc::new(taken);
     let theirs = Arc::clone(&taken);
-    let kept = look(move || push(&path, &update, &theirs, who.as_ref())).await;
+    let kept = look(move || push(&path, place, &update, &theirs, who.as_ref())).await;
     kept.ok_or_else(|| Arc::try_unwrap(taken).unwrap_or_else(|shared| Taken { bytes: shared.bytes.clone(), entries: None }))
 }
 
 /// The whole of it. Blocks.
-fn push(path: &std::path::Path, update: &Update, taken: &Taken, who: Option<&Caller>) -> Result<Kept, Odd> {
+fn push(path: &Path, place: Place, update: &Update, taken: &Taken, who: Option<&Caller>) -> Result<Kept, Odd> {
     let entries = taken.entries.as_deref().ok_or(Odd("half a pack"))?;
     let name = update.name().ok_or(Odd("a strange ref"))?;
     let new = ObjectId::from_hex(update.new.as_str().as_bytes()).map_err(|_| Odd("a strange name"))?;
-    let held = keep::hold(path, &name, update)?;
+    let held = keep::hold(path, place, &name, update)?;
     let mut shelf = Shelf::open(path)?;
     let sent = pack::unfold(&taken.bytes, entries, |id, most| shelf.read(id, most))?;
     let tips = held.refs.tips();
@@ -193,14 +209,16 @@ fn push(path: &std::path::Path, update: &Update, taken: &Taken, who: Option<&Cal
 
 /// The text of a commit's `.authorized_keys`, if there is one; `None` if the agent had better look itself.
 fn keys(commit: &ObjectId, read: &mut impl FnMut(&ObjectId, u64) -> Result<Option<pack::Object>, Odd>) -> Option<Option<String>> {
-    let mut all = |id: &ObjectId| read(id, MAX_KEYS_FILE).ok().flatten();
-    let commit = all(commit)?;
+    let mut all = |id: &ObjectId, kind| read(id, MAX_KEYS_FILE).ok().flatten().filter(|object| object.kind == kind);
+    let commit = all(commit, Kind::Commit)?;
     let (commit, _) = plain::leads_to(&commit.data)?;
-    let tree = all(&commit.tree)?;
+    let tree = all(&commit.tree, Kind::Tree)?;
     let entries = plain::entries(&tree.data)?;
     match entries.iter().find(|entry| entry.name == b".authorized_keys") {
         None => Some(None),
-        Some(entry) if entry.mode == Mode::File => Some(Some(String::from_utf8_lossy(&all(&entry.id)?.data).into_owned())),
+        Some(entry) if entry.mode == Mode::File => {
+            Some(Some(String::from_utf8_lossy(&all(&entry.id, Kind::Blob)?.data).into_owned()))
+        }
         Some(_) => None,
     }
 }

@@ -17,8 +17,11 @@ const MAX_COMMITS: usize = 256;
 const MAX_TREES: usize = 4000;
 /// The most parents outside of the pack.
 const MAX_PARENTS: usize = 16;
-/// The largest commit or tree that is read for this.
+/// The largest commit that is read for this, and the largest tree.
 const MAX_OBJECT: u64 = 4 << 20;
+const MAX_TREE: u64 = 1 << 20;
+/// The most bytes of all trees that were sent, and of those they stand beside: some hundred thousand entries.
+const MAX_TREES_BYTES: usize = 4 << 20;
 
 const NO_COMMIT: Odd = Odd("something that should be a commit");
 
@@ -28,11 +31,13 @@ pub(super) struct Here<'a, F> {
     pub tips: &'a BTreeSet<ObjectId>,
     pub read: F,
     seen: BTreeSet<ObjectId>,
+    /// How many bytes of trees may still be looked at.
+    left: usize,
 }
 
 impl<'a, F: FnMut(&ObjectId, u64) -> Result<Option<Object>, Odd>> Here<'a, F> {
     pub fn new(sent: &'a BTreeMap<ObjectId, Object>, tips: &'a BTreeSet<ObjectId>, read: F) -> Self {
-        Self { sent, tips, read, seen: BTreeSet::new() }
+        Self { sent, tips, read, seen: BTreeSet::new(), left: MAX_TREES_BYTES }
     }
 
     /// Whether everything of `new` is here, and nothing was sent that it does not need. What was sent is looked at by the way: all of it
@@ -50,11 +55,11 @@ impl<'a, F: FnMut(&ObjectId, u64) -> Result<Option<Object>, Odd>> Here<'a, F> {
                 outside.insert(id);
                 continue;
             };
-            if !self.seen.insert(id) {
-                continue;
-            }
             if object.kind != Kind::Commit {
                 return Err(NO_COMMIT);
+            }
+            if !self.seen.insert(id) {
+                continue;
             }
             let commit = plain::commit(&object.data)?;
             trees.push(commit.tree);
@@ -123,14 +128,17 @@ impl<'a, F: FnMut(&ObjectId, u64) -> Result<Option<Object>, Odd>> Here<'a, F> {
                 }
                 continue;
             };
-            if !self.seen.insert(id) {
-                continue;
-            }
+            // First: an object may have been seen as something else.
             if object.kind != Kind::Tree {
                 return Err(Odd("something that should be a tree"));
             }
+            if !self.seen.insert(id) {
+                continue;
+            }
+            self.spend(&object.data)?;
             let entries = plain::tree(&object.data)?;
             let old: Vec<Object> = before.iter().map(|id| self.tree_here(id)).collect::<Result<_, _>>()?;
+            old.iter().try_for_each(|tree| self.spend(&tree.data))?;
             // What there was of each name.
             let mut there: BTreeMap<&[u8], Vec<(ObjectId, Mode)>> = BTreeMap::new();
             for tree in &old {
@@ -165,8 +173,14 @@ impl<'a, F: FnMut(&ObjectId, u64) -> Result<Option<Object>, Odd>> Here<'a, F> {
         Ok(missing)
     }
 
+    /// Counts the bytes of trees that are looked at together: an entry takes more room here than there.
+    fn spend(&mut self, tree: &[u8]) -> Result<(), Odd> {
+        self.left = self.left.checked_sub(tree.len()).ok_or(Odd("trees of many entries"))?;
+        Ok(())
+    }
+
     fn tree_here(&mut self, id: &ObjectId) -> Result<Object, Odd> {
-        let object = (self.read)(id, MAX_OBJECT)?.ok_or(Odd("a tree that is not here"))?;
+        let object = (self.read)(id, MAX_TREE)?.ok_or(Odd("a tree that is not here"))?;
         if object.kind == Kind::Tree { Ok(object) } else { Err(Odd("something that should be a tree")) }
     }
 

@@ -22,7 +22,7 @@ use std::{
 use gix::ObjectId;
 
 use super::{
-    Odd,
+    Odd, Place,
     refs::{Lock, Refs},
 };
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
     spec::{caller::Caller, name::RefName},
 };
 
+const MOVED: Odd = Odd("a repository that is another now");
 const UNWRITABLE: Odd = Odd("a repository that cannot be written");
 
 /// The ref of a push, as long as nobody else can move it.
@@ -41,8 +42,16 @@ pub(super) struct Held {
 }
 
 /// Locks the ref of `update`, which has to be where the client believes it is.
-pub(super) fn hold(path: &Path, name: &RefName, update: &Update) -> Result<Held, Odd> {
+pub(super) fn hold(path: &Path, place: Place, name: &RefName, update: &Update) -> Result<Held, Odd> {
+    // One that is gone is not to be made again, not even in part.
+    if Place::of(path).ok() != Some(place) || !path.join("refs/heads").is_dir() {
+        return Err(MOVED);
+    }
     let lock = Lock::take(path.join(name.as_str())).map_err(|_| Odd("a ref that cannot be locked"))?;
+    // Whoever has it now looks at the lock first, too.
+    if Place::of(path).ok() != Some(place) {
+        return Err(MOVED);
+    }
     let refs = Refs::read(path)?;
     let expected = (!update.creates()).then(|| update.old.as_str());
     if refs.at(name).map(ToString::to_string).as_deref() != expected {

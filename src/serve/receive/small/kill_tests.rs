@@ -43,7 +43,8 @@ fn push_below(at: &Path) -> bool {
     scan.go_on(&bytes).unwrap();
     let taken = Taken { bytes, entries: Some(scan.entries()) };
     let who = Caller::new(fingerprint(b"ann"), "192.0.2.7".parse().unwrap());
-    push(&at.join("repos/app.git"), &update, &taken, Some(&who)).is_ok()
+    let path = at.join("repos/app.git");
+    super::Place::of(&path).is_ok_and(|place| push(&path, place, &update, &taken, Some(&who)).is_ok())
 }
 
 /// A repository of one commit, and a second one with its thin pack beside it.

@@ -109,6 +109,12 @@ impl Scan {
                 return Err(Odd("a pack that unfolds to much"));
             }
             let (start, data) = (self.at, self.at + entry.header_size());
+            // Numbers can be written in several ways, of which git does not read all that are read here; kept is what was sent.
+            let mut written = Vec::with_capacity(ENTRY_HEAD);
+            let plain = entry.header.write_to(entry.decompressed_size, &mut written).is_ok();
+            if !plain || bytes.get(start..data) != Some(&written) {
+                return Err(Odd("an entry that is written in another way"));
+            }
             let size = usize::try_from(entry.decompressed_size).map_err(|_| Odd("a size out of reach"))?;
             self.at = data;
             self.open = Some((Entry { start, data, end: data, header: entry.header, size }, Decompress::new(true)));
@@ -225,6 +231,9 @@ pub(super) fn unfold(
             });
             let id = wanted.ok_or(Odd("a delta without a base"))?;
             let base = read(&id, budget.0)?.ok_or(Odd("a delta without a base"))?;
+            if name(&base)? != id {
+                return Err(Odd("a base that is not what it is called"));
+            }
             budget.spend(base.data.len())?;
             borrowed.insert(id, base);
         }
@@ -337,9 +346,12 @@ fn inflate(compressed: &[u8], size: usize) -> Result<Vec<u8>, Odd> {
     Ok(data)
 }
 
-/// Does what a delta says.
+/// Does what a delta says: two sizes, and something to do, or git takes it for none.
 fn apply(base: &[u8], mut delta: &[u8], budget: &mut Budget) -> Result<Vec<u8>, Odd> {
     const BROKEN: Odd = Odd("a delta that cannot be applied");
+    if delta.len() < 4 {
+        return Err(BROKEN);
+    }
     let (from, to) = (size(&mut delta).ok_or(BROKEN)?, size(&mut delta).ok_or(BROKEN)?);
     if from != base.len() {
         return Err(BROKEN);

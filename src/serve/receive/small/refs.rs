@@ -37,6 +37,9 @@ impl Refs {
         if !settings.lines().all(|line| ours.contains(&line.trim())) {
             return Err(Odd("a repository with settings of its own"));
         }
+        if ["shallow", "info/grafts"].iter().any(|name| path.join(name).exists()) {
+            return Err(Odd("a repository that is not whole"));
+        }
         // Files first: git moves a ref into packed-refs before it takes the file away.
         let mut refs = BTreeMap::new();
         loose(path, Path::new("refs"), &mut refs)?;
