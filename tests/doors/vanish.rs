@@ -45,6 +45,16 @@ fn piped(mut command: Command) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap()
 }
 
+/// Waits until a client was told `text`.
+async fn says(client: &mut Child, text: &str, line: &str) {
+    let (mut said, mut buffer) = (String::new(), [0; 1000]);
+    while !said.contains(text) {
+        let count = client.stdout.as_mut().unwrap().read(&mut buffer).await.unwrap();
+        assert!(count > 0, "{line}: {said}");
+        said.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_guest() {
     // An ssh whose scp was killed lives on if its server is not OpenSSH, so that it is left after a while.
@@ -143,12 +153,7 @@ async fn while_they_follow_a_job() {
     for (left, line) in [(1, "restart web"), (2, "plant silo:my-app good"), (3, "deploy my-app")] {
         let words: Vec<&str> = line.split(' ').collect();
         let mut client = piped(world.ssh_command("ann", &words));
-        let (mut said, mut buffer) = (String::new(), [0; 1000]);
-        while !said.contains("powering off") {
-            let count = client.stdout.as_mut().unwrap().read(&mut buffer).await.unwrap();
-            assert!(count > 0, "{line}: {said}");
-            said.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
+        says(&mut client, "powering off", line).await;
         client.kill().await.unwrap();
         until(&format!("{line}: the agent is not listened to any more"), || world.agent.told().left == left).await;
         nothing_is_left(&world, &guests, line).await;
@@ -166,12 +171,7 @@ async fn while_they_follow_what_becomes_of_an_instance() {
     for (left, line) in (1..).zip(lines) {
         let words: Vec<&str> = line.split(' ').collect();
         let mut client = piped(world.ssh_command("ann", &words));
-        let (mut said, mut buffer) = (String::new(), [0; 1000]);
-        while !said.contains("powering off") {
-            let count = client.stdout.as_mut().unwrap().read(&mut buffer).await.unwrap();
-            assert!(count > 0, "{line}: {said}");
-            said.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
+        says(&mut client, "powering off", line).await;
         client.kill().await.unwrap();
         until(&format!("{line}: the agent is not listened to any more"), || world.agent.told().left == left).await;
         nothing_is_left(&world, &guests, line).await;
@@ -181,12 +181,7 @@ async fn while_they_follow_what_becomes_of_an_instance() {
         let mut command = Command::new("ssh");
         command.arg("-tt").env("TERM", "xterm").args(world.options("ann")).arg("127.0.0.1").args(line.split(' '));
         let mut client = piped(command);
-        let (mut said, mut buffer) = (String::new(), [0; 1000]);
-        while !said.contains("Its name again") {
-            let count = client.stdout.as_mut().unwrap().read(&mut buffer).await.unwrap();
-            assert!(count > 0, "{line}: {said}");
-            said.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
+        says(&mut client, "Its name again", line).await;
         client.kill().await.unwrap();
         nothing_is_left(&world, &guests, line).await;
         assert!(!history.asked_for(line), "{line}: nothing was asked for");
