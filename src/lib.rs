@@ -6,6 +6,7 @@ pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod host;
+pub mod journal;
 pub mod launch;
 pub mod plan;
 pub mod render;

@@ -34,7 +34,6 @@
 
 pub mod audit;
 pub mod history;
-pub mod journal;
 pub mod memory;
 pub mod record;
 pub mod sled;
@@ -45,15 +44,18 @@ use serde::{Deserialize, Serialize};
 
 pub use history::{Pin, Record, Stopped};
 
-use crate::spec::{
-    access::Repository,
-    acme,
-    address::Lease,
-    desired::Deployment,
-    domain::Claim,
-    name::{Commit, CustomDomain, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName, SetId},
-    quota::Quota,
-    rollout::Rolling,
+use crate::{
+    journal::JournalError,
+    spec::{
+        access::Repository,
+        acme,
+        address::Lease,
+        desired::Deployment,
+        domain::Claim,
+        name::{Commit, CustomDomain, FlakeUri, InstanceId, KeyId, Namespace, RefName, RepoName, SetId},
+        quota::Quota,
+        rollout::Rolling,
+    },
 };
 
 /// A flake that this host runs.
@@ -243,6 +245,15 @@ pub enum StateError {
     /// An earlier error left unclear what is on the disk.
     #[error("the state takes no more writes since a write failed: restart the agent once the disk is well")]
     Stopped,
+}
+
+impl From<JournalError> for StateError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::File(source) => Self::Sync(source),
+            JournalError::Damaged { path, at } => Self::Damaged { path, at },
+        }
+    }
 }
 
 impl Memory {

@@ -7,6 +7,9 @@ use crate::state::{Change, StateError};
 /// A write as bytes: a key and its new value, or its removal.
 pub type Write = (String, Option<Vec<u8>>);
 
+/// Stands for the length of a value that is removed.
+const REMOVED: u32 = u32::MAX;
+
 /// The key of a change, and its value as JSON.
 pub fn encode(change: &Change) -> Write {
     fn json<T: Serialize>(value: &Option<T>) -> Option<Vec<u8>> {
@@ -75,6 +78,44 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Change, StateError> {
         }
         _ => return Err(unknown()),
     })
+}
+
+/// A batch as the payload of a record: for each write the length of its key (2), the key, the length of its value (4; all ones for a
+/// removal) and the value.
+pub fn payload(batch: &[Write]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (key, value) in batch {
+        bytes.extend(u16::try_from(key.len()).expect("keys are made of short names").to_le_bytes());
+        bytes.extend(key.as_bytes());
+        match value {
+            None => bytes.extend(REMOVED.to_le_bytes()),
+            Some(value) => {
+                bytes.extend(u32::try_from(value.len()).expect("a document is far below 4 GiB").to_le_bytes());
+                bytes.extend(value);
+            }
+        }
+    }
+    bytes
+}
+
+/// The batch that a payload is, if it is one.
+pub fn writes(mut payload: &[u8]) -> Option<Vec<Write>> {
+    fn take<'a>(from: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = from.split_at_checked(count)?;
+        *from = rest;
+        Some(taken)
+    }
+    let mut writes = Vec::new();
+    while !payload.is_empty() {
+        let length = u16::from_le_bytes(take(&mut payload, 2)?.try_into().ok()?);
+        let key = String::from_utf8(take(&mut payload, length.into())?.to_vec()).ok()?;
+        let value = match u32::from_le_bytes(take(&mut payload, 4)?.try_into().ok()?) {
+            REMOVED => None,
+            length => Some(take(&mut payload, length as usize)?.to_vec()),
+        };
+        writes.push((key, value));
+    }
+    Some(writes)
 }
 
 #[cfg(test)]

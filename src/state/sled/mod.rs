@@ -4,7 +4,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `journal-N` | every batch since the checkpoint, see [`crate::state::journal`] |
+//! | `journal-N` | every batch since the checkpoint, see [`crate::journal`] |
 //! | `sled-N/` | the checkpoint: everything as it was when `journal-N` began; absent for N = 0. Never written again once it is synced |
 //! | `lock` | locked by the agent that uses the directory |
 //!
@@ -30,10 +30,12 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::oneshot;
 
-use crate::state::{
-    Batch, Memory, State, StateError,
-    journal::{Journal, sync_directory},
-    record::{self, Write},
+use crate::{
+    journal::{self, Journal, sync_directory},
+    state::{
+        Batch, Memory, State, StateError,
+        record::{self, Write},
+    },
 };
 
 /// A journal longer than this is worth a checkpoint.
@@ -170,8 +172,8 @@ impl Store {
         if self.stopped {
             return Err(StateError::Stopped);
         }
-        self.journal.append(batches)?;
-        self.journal.sync().inspect_err(|_| self.stopped = true)
+        self.journal.append(batches.map(record::payload))?;
+        Ok(self.journal.sync().inspect_err(|_| self.stopped = true)?)
     }
 
     fn load(&self) -> Result<Memory, StateError> {
@@ -186,11 +188,14 @@ impl Store {
     fn read(&self) -> Result<BTreeMap<String, Vec<u8>>, StateError> {
         let mut all = if self.number == 0 { BTreeMap::new() } else { read_checkpoint(&self.directory, self.number)? };
         let bytes = fs::read(self.journal.path())?;
-        let (batches, _) = crate::state::journal::read(self.journal.path(), self.number, &bytes)?;
-        for (key, value) in batches.into_iter().flatten() {
-            match value {
-                Some(value) => drop(all.insert(key, value)),
-                None => drop(all.remove(&key)),
+        let (payloads, _) = journal::read(self.journal.path(), self.number, &bytes)?;
+        for payload in payloads {
+            let foreign = || StateError::Key(format!("a record of {}", self.journal.path().display()));
+            for (key, value) in record::writes(&payload).ok_or_else(foreign)? {
+                match value {
+                    Some(value) => drop(all.insert(key, value)),
+                    None => drop(all.remove(&key)),
+                }
             }
         }
         Ok(all)
@@ -286,7 +291,7 @@ fn write_checkpoint(directory: &Path, number: u64, all: &BTreeMap<String, Vec<u8
     database.flush()?;
     drop(database);
     sync_tree(&path)?;
-    sync_directory(directory)
+    Ok(sync_directory(directory)?)
 }
 
 /// Reads a checkpoint. sled writes to what it opens, if only to note that it did: it gets a copy.
@@ -327,7 +332,7 @@ fn sync_tree(path: &Path) -> Result<(), StateError> {
         let entry = entry?;
         if entry.file_type()?.is_dir() { sync_tree(&entry.path())? } else { File::open(entry.path())?.sync_all()? }
     }
-    sync_directory(path)
+    Ok(sync_directory(path)?)
 }
 
 /// An error and what caused it, on one line.

@@ -1,14 +1,14 @@
-//! The journal: an append-only file of batches, on the disk before they are acknowledged. It stands in front of sled, because sled
-//! alone loses acknowledged data when the power goes: it reuses a segment before what moved out of it is known to be on the disk.
+//! A journal: an append-only file of records, which are on the disk before anybody is told of them. One stands in front of sled
+//! (`state/`), and one in each repository that is pushed to (`serve/journal.rs`).
 //!
 //! A record is `SdJ1`, the length of its payload (4 bytes), how much of the file was on the disk when it was written (8), a check
 //! (8), and the payload; numbers are little-endian. The check is the beginning of SHA-256 over the journal's number, the record's
 //! place in the file and all its other bytes, so neither a torn record nor an old block that comes back is mistaken for one.
-//! The payload is a batch: for each write the length of its key (2), the key, the length of its value (4; all ones for a removal)
-//! and the value. The first record is empty and stands for the file itself.
+//! What a payload says is its writer's business. The first record is empty and stands for the file itself.
 //!
 //! What a crash leaves: an end that was never acknowledged, which is cut off. A bad record *before* an end that was once on the disk
 //! is no crash but damage, and is refused: nothing is guessed.
+#![allow(clippy::disallowed_methods, reason = "this room keeps files")]
 
 use std::{
     fs::{File, OpenOptions},
@@ -18,11 +18,18 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::state::{StateError, record::Write};
-
 const MAGIC: &[u8; 4] = b"SdJ1";
 const HEADER: usize = 24;
-const REMOVED: u32 = u32::MAX;
+
+/// Why a journal cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error(transparent)]
+    File(#[from] io::Error),
+    /// Not by a crash: what was once on the disk is no longer what it was.
+    #[error("{path} is damaged at byte {at}")]
+    Damaged { path: PathBuf, at: u64 },
+}
 
 /// A journal that is open for appending.
 #[derive(Debug)]
@@ -38,7 +45,7 @@ pub struct Journal {
 
 impl Journal {
     /// Creates the journal with this number at `path`, which appears whole or not at all, and durably.
-    pub fn create(path: &Path, number: u64) -> Result<Self, StateError> {
+    pub fn create(path: &Path, number: u64) -> Result<Self, JournalError> {
         let new = path.with_extension("new");
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&new)?;
         let first = record(number, 0, 0, &[]);
@@ -50,12 +57,12 @@ impl Journal {
         Ok(Self { file, path: path.to_owned(), number, end, synced: end })
     }
 
-    /// Opens the journal at `path` and returns its batches in order. An end that is no record is cut off.
-    pub fn open(path: &Path, number: u64) -> Result<(Self, Vec<Vec<Write>>), StateError> {
+    /// Opens the journal at `path` and returns its payloads in order. An end that is no record is cut off.
+    pub fn open(path: &Path, number: u64) -> Result<(Self, Vec<Vec<u8>>), JournalError> {
         let mut file = OpenOptions::new().read(true).write(true).open(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let (batches, end) = read(path, number, &bytes)?;
+        let (payloads, end) = read(path, number, &bytes)?;
         if (end as usize) < bytes.len() {
             tracing::info!(path = %path.display(), bytes = bytes.len() as u64 - end, "cut off an unfinished write of the last run");
             file.set_len(end)?;
@@ -63,15 +70,15 @@ impl Journal {
         // What was read is acted upon from now on, so it has to be as durable as if it had been acknowledged.
         file.sync_all()?;
         io::Seek::seek(&mut file, io::SeekFrom::Start(end))?;
-        Ok((Self { file, path: path.to_owned(), number, end, synced: end }, batches))
+        Ok((Self { file, path: path.to_owned(), number, end, synced: end }, payloads))
     }
 
-    /// Appends batches with one write. They are on the disk after [`Journal::sync`]. If this fails, nothing has been appended.
-    pub fn append<'a>(&mut self, batches: impl IntoIterator<Item = &'a [Write]>) -> Result<(), StateError> {
+    /// Appends payloads with one write. They are on the disk after [`Journal::sync`]. If this fails, nothing has been appended.
+    pub fn append(&mut self, payloads: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<(), JournalError> {
         let mut bytes = Vec::new();
-        for batch in batches {
+        for payload in payloads {
             let at = self.end + bytes.len() as u64;
-            bytes.extend(record(self.number, at, self.synced, &payload(batch)));
+            bytes.extend(record(self.number, at, self.synced, payload.as_ref()));
         }
         if let Err(error) = self.file.write_all(&bytes) {
             // A disk that is full now may have room later: go back to the last whole record, or give up for good.
@@ -84,7 +91,7 @@ impl Journal {
     }
 
     /// Waits until all that was appended is on the disk. After an error nobody knows what is: the journal must be opened again.
-    pub fn sync(&mut self) -> Result<(), StateError> {
+    pub fn sync(&mut self) -> Result<(), JournalError> {
         self.file.sync_data()?;
         self.synced = self.end;
         Ok(())
@@ -95,7 +102,7 @@ impl Journal {
         self.end
     }
 
-    /// Whether it holds no batch.
+    /// Whether it holds no payload.
     pub fn is_empty(&self) -> bool {
         self.end == HEADER as u64
     }
@@ -106,14 +113,14 @@ impl Journal {
     }
 }
 
-/// Reads the batches of a journal: those before the first record that is none, and where that is.
-pub fn read(path: &Path, number: u64, bytes: &[u8]) -> Result<(Vec<Vec<Write>>, u64), StateError> {
-    let damaged = |at: usize| StateError::Damaged { path: path.to_owned(), at: at as u64 };
-    let mut batches = Vec::new();
+/// Reads the payloads of a journal: those before the first record that is none, and where that is.
+pub fn read(path: &Path, number: u64, bytes: &[u8]) -> Result<(Vec<Vec<u8>>, u64), JournalError> {
+    let damaged = |at: usize| JournalError::Damaged { path: path.to_owned(), at: at as u64 };
+    let mut payloads = Vec::new();
     let mut at = 0;
     while let Some((_, payload)) = record_at(number, bytes, at) {
         if at > 0 {
-            batches.push(writes(payload).ok_or_else(|| damaged(at))?);
+            payloads.push(payload.to_vec());
         }
         at += HEADER + payload.len();
     }
@@ -122,11 +129,11 @@ pub fn read(path: &Path, number: u64, bytes: &[u8]) -> Result<(Vec<Vec<Write>>, 
     if at == 0 || later.into_iter().any(|(synced, _)| synced > at as u64) {
         return Err(damaged(at));
     }
-    Ok((batches, at as u64))
+    Ok((payloads, at as u64))
 }
 
 /// Makes a directory's entries durable.
-pub fn sync_directory(path: &Path) -> Result<(), StateError> {
+pub fn sync_directory(path: &Path) -> Result<(), JournalError> {
     Ok(File::open(path)?.sync_all()?)
 }
 
@@ -140,7 +147,7 @@ fn record_at(number: u64, bytes: &[u8], at: usize) -> Option<(u64, &[u8])> {
 }
 
 fn record(number: u64, at: u64, synced: u64, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("a batch is far below 4 GiB");
+    let length = u32::try_from(payload.len()).expect("a payload is far below 4 GiB");
     let mut bytes = Vec::with_capacity(HEADER + payload.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&length.to_le_bytes());
@@ -159,76 +166,40 @@ fn check(number: u64, at: u64, synced: u64, payload: &[u8]) -> [u8; 8] {
     hash.finalize()[..8].try_into().expect("eight bytes of thirty-two")
 }
 
-fn payload(batch: &[Write]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (key, value) in batch {
-        bytes.extend(u16::try_from(key.len()).expect("keys are made of short names").to_le_bytes());
-        bytes.extend(key.as_bytes());
-        match value {
-            None => bytes.extend(REMOVED.to_le_bytes()),
-            Some(value) => {
-                bytes.extend(u32::try_from(value.len()).expect("a document is far below 4 GiB").to_le_bytes());
-                bytes.extend(value);
-            }
-        }
-    }
-    bytes
-}
-
-fn writes(mut payload: &[u8]) -> Option<Vec<Write>> {
-    fn take<'a>(from: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = from.split_at_checked(count)?;
-        *from = rest;
-        Some(taken)
-    }
-    let mut writes = Vec::new();
-    while !payload.is_empty() {
-        let length = u16::from_le_bytes(take(&mut payload, 2)?.try_into().ok()?);
-        let key = String::from_utf8(take(&mut payload, length.into())?.to_vec()).ok()?;
-        let value = match u32::from_le_bytes(take(&mut payload, 4)?.try_into().ok()?) {
-            REMOVED => None,
-            length => Some(take(&mut payload, length as usize)?.to_vec()),
-        };
-        writes.push((key, value));
-    }
-    Some(writes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn batch(n: usize) -> Vec<Write> {
-        vec![(format!("lease/{n}"), Some(format!("{n}").repeat(60 + n * 37 % 300).into_bytes())), (format!("ask/{n}"), None)]
+    fn payload(n: usize) -> Vec<u8> {
+        format!("lease/{n} ").repeat(12 + n * 37 % 50).into_bytes()
     }
 
-    /// A journal with `acknowledged` batches that are on the disk and `waiting` ones that are not, and where the first ones end.
+    /// A journal with `acknowledged` payloads that are on the disk and `waiting` ones that are not, and where the first ones end.
     fn journal(path: &Path, acknowledged: usize, waiting: usize) -> (Vec<u8>, usize) {
         let mut journal = Journal::create(path, 7).expect("a new file");
         for n in 0..acknowledged {
-            journal.append([batch(n).as_slice()]).expect("room");
+            journal.append([payload(n)]).expect("room");
             journal.sync().expect("a sound disk");
         }
         let safe = journal.len() as usize;
-        let batches: Vec<_> = (acknowledged..acknowledged + waiting).map(batch).collect();
-        journal.append(batches.iter().map(Vec::as_slice)).expect("room");
+        journal.append((acknowledged..acknowledged + waiting).map(payload)).expect("room");
         (std::fs::read(path).expect("it is there"), safe)
     }
 
     #[test]
-    fn whatever_a_power_cut_leaves_of_the_end_every_acknowledged_batch_is_there_and_none_is_half_applied() {
+    fn whatever_a_power_cut_leaves_of_the_end_every_acknowledged_record_is_there_and_none_is_half_applied() {
         let directory = tempfile::tempdir().expect("a place");
         let path = directory.path().join("journal-7");
         let (whole, safe) = journal(&path, 20, 12);
-        let all: Vec<_> = (0..32).map(batch).collect();
+        let all: Vec<_> = (0..32).map(payload).collect();
         let mut images = 0;
         let mut seen = std::collections::BTreeSet::new();
         let mut try_image = |bytes: &[u8]| {
             images += 1;
-            let (batches, _) = read(&path, 7, bytes).expect("a torn end is no damage");
-            assert!(batches.len() >= 20, "only {} of 20 acknowledged batches survived", batches.len());
-            assert_eq!(batches, all[..batches.len()]);
-            seen.insert(batches.len());
+            let (payloads, _) = read(&path, 7, bytes).expect("a torn end is no damage");
+            assert!(payloads.len() >= 20, "only {} of 20 acknowledged payloads survived", payloads.len());
+            assert_eq!(payloads, all[..payloads.len()]);
+            seen.insert(payloads.len());
         };
         // Cut after every byte of what was not synced; the same with zeros instead of nothing.
         for end in safe..=whole.len() {
@@ -260,7 +231,7 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;
             let error = read(&path, 7, &bytes).expect_err("damage");
-            assert!(matches!(error, StateError::Damaged { at: said, .. } if said as usize <= at), "{at}: {error}");
+            assert!(matches!(error, JournalError::Damaged { at: said, .. } if said as usize <= at), "{at}: {error}");
         }
         assert!(read(&path, 8, &whole).is_err(), "a journal with another number was taken");
     }
@@ -271,12 +242,12 @@ mod tests {
         let path = directory.path().join("journal-7");
         let (whole, safe) = journal(&path, 3, 1);
         std::fs::write(&path, &whole[..whole.len() - 1]).expect("room");
-        let (mut journal, batches) = Journal::open(&path, 7).expect("a torn end");
-        assert_eq!((batches.len(), journal.len() as usize), (3, safe));
-        journal.append([batch(9).as_slice()]).expect("room");
+        let (mut journal, payloads) = Journal::open(&path, 7).expect("a torn end");
+        assert_eq!((payloads.len(), journal.len() as usize), (3, safe));
+        journal.append([payload(9)]).expect("room");
         journal.sync().expect("a sound disk");
         drop(journal);
-        let (_, batches) = Journal::open(&path, 7).expect("whole");
-        assert_eq!(batches[3], batch(9));
+        let (_, payloads) = Journal::open(&path, 7).expect("whole");
+        assert_eq!(payloads[3], payload(9));
     }
 }
