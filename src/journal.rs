@@ -57,7 +57,8 @@ impl Journal {
         Ok(Self { file, path: path.to_owned(), number, end, synced: end })
     }
 
-    /// Opens the journal at `path` and returns its payloads in order. An end that is no record is cut off.
+    /// Opens the journal at `path` and returns its payloads in order. An end that is no record is cut off. Before what was read is acted
+    /// upon it has to be as durable as if it had been acknowledged: see [`Journal::sync`].
     pub fn open(path: &Path, number: u64) -> Result<(Self, Vec<Vec<u8>>), JournalError> {
         let mut file = OpenOptions::new().read(true).write(true).open(path)?;
         let mut bytes = Vec::new();
@@ -67,10 +68,8 @@ impl Journal {
             tracing::info!(path = %path.display(), bytes = bytes.len() as u64 - end, "cut off an unfinished write of the last run");
             file.set_len(end)?;
         }
-        // What was read is acted upon from now on, so it has to be as durable as if it had been acknowledged.
-        file.sync_all()?;
         io::Seek::seek(&mut file, io::SeekFrom::Start(end))?;
-        Ok((Self { file, path: path.to_owned(), number, end, synced: end }, payloads))
+        Ok((Self { file, path: path.to_owned(), number, end, synced: 0 }, payloads))
     }
 
     /// Appends payloads with one write. They are on the disk after [`Journal::sync`]. If this fails, nothing has been appended.
@@ -95,6 +94,15 @@ impl Journal {
         self.file.sync_data()?;
         self.synced = self.end;
         Ok(())
+    }
+
+    /// Takes back all that was appended since it was of this length, and waits for that to be on the disk.
+    pub fn cut(&mut self, end: u64) -> Result<(), JournalError> {
+        self.file.set_len(end)?;
+        io::Seek::seek(&mut self.file, io::SeekFrom::Start(end))?;
+        self.end = end;
+        self.synced = self.synced.min(end);
+        self.sync()
     }
 
     /// Its length in bytes.
@@ -247,7 +255,11 @@ mod tests {
         journal.append([payload(9)]).expect("room");
         journal.sync().expect("a sound disk");
         drop(journal);
-        let (_, payloads) = Journal::open(&path, 7).expect("whole");
+        let (mut journal, payloads) = Journal::open(&path, 7).expect("whole");
         assert_eq!(payloads[3], payload(9));
+        journal.cut(safe as u64).expect("a sound disk");
+        journal.append([payload(8)]).expect("room");
+        let (_, payloads) = Journal::open(&path, 7).expect("whole");
+        assert_eq!(payloads[3..], [payload(8)]);
     }
 }

@@ -8,7 +8,7 @@ use super::{
     resolve,
 };
 use crate::{
-    build::{Builder, disk::bytes_of},
+    build::{Builder, disk::bytes_of_repository},
     bus::{
         Refusal,
         access::{QuotaReport, QuotaUse},
@@ -83,7 +83,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                     }
                 };
                 share.volumes = share.volumes.saturating_add(kept);
-                let bytes = tokio::task::spawn_blocking(move || bytes_of(&bare)).await.unwrap_or_default();
+                let bytes = tokio::task::spawn_blocking(move || bytes_of_repository(&bare)).await.unwrap_or_default();
                 let used = QuotaUse { share, repository: bytes, builds, routes: u32::try_from(routes).unwrap_or(u32::MAX) };
                 namespaces.push(QuotaReport { namespace: namespace.to_string(), repository, own, quota, used });
             }
@@ -123,7 +123,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let most = self.quota_of(&FlakeUri::Silo(name.clone()).namespace()).repository;
         let path = self.shared.settings.repositories.join(format!("{name}.git"));
         async move {
-            let used = tokio::task::spawn_blocking(move || bytes_of(&path)).await.unwrap_or(u64::MAX);
+            let used = tokio::task::spawn_blocking(move || bytes_of_repository(&path)).await.unwrap_or(u64::MAX);
             if used < most.0 {
                 return Ok(most.0 - used);
             }

@@ -2,6 +2,8 @@
 
 use std::{os::unix::fs::MetadataExt, path::Path};
 
+use crate::spec::name::PUSH_JOURNAL;
+
 /// How many entries are counted before it is simply too large.
 const MAX_ENTRIES: u32 = 2_000_000;
 
@@ -25,6 +27,14 @@ pub fn bytes_of(path: &Path) -> u64 {
     sum
 }
 
+/// The same, of a repository of this host: its last pushes are there twice for a while, and count once.
+pub fn bytes_of_repository(path: &Path) -> u64 {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let journals = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PUSH_JOURNAL));
+    let twice: u64 = journals.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.blocks().saturating_mul(512)).sum();
+    bytes_of(path).saturating_sub(twice)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +49,9 @@ mod tests {
         std::os::unix::fs::symlink("..", inner.join("round")).unwrap();
         let bytes = bytes_of(dir.path());
         assert!((100_000..200_000).contains(&bytes), "{bytes}");
+        std::fs::write(dir.path().join("pushes-7"), vec![1; 100_000]).unwrap();
+        assert!(bytes_of(dir.path()) >= bytes + 100_000);
+        assert_eq!(bytes_of_repository(dir.path()), bytes);
         assert_eq!(bytes_of(&dir.path().join("nothing")), 0);
     }
 }

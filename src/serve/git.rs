@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
@@ -101,6 +102,31 @@ impl Turns {
 /// The directory of a repository.
 pub fn path_of(repositories: &Path, name: &RepoName) -> PathBuf {
     repositories.join(format!("{name}.git"))
+}
+
+/// Which folder a repository is: there may be another one of the same name, and of another owner, by the time that a client has sent all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    device: u64,
+    inode: u64,
+}
+
+impl Place {
+    /// The folder that is at `path` now.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        Ok(Self::from(std::fs::metadata(path)?))
+    }
+
+    /// The folder that is open.
+    pub fn of_file(folder: &std::fs::File) -> std::io::Result<Self> {
+        Ok(Self::from(folder.metadata()?))
+    }
+}
+
+impl From<std::fs::Metadata> for Place {
+    fn from(found: std::fs::Metadata) -> Self {
+        Self { device: found.dev(), inode: found.ino() }
+    }
 }
 
 /// git with no environment and no configuration but ours, in the repository at `path`.
@@ -323,7 +349,8 @@ pub fn sweep(repositories: &Path) {
     for repository in named(repositories, |name| name.ends_with(".git")) {
         abandoned
             .extend(named(&repository.join("objects"), |name| name.starts_with("tmp_objdir-") || name.starts_with("incoming-")));
-        abandoned.extend(named(&repository.join("objects/pack"), |name| name.starts_with("tmp_")));
+        abandoned.extend(named(&repository.join("objects/pack"), |name| name.starts_with("tmp_") || name.ends_with(".lock")));
+        abandoned.extend(named(&repository.join("objects/info"), |name| name.ends_with(".lock")));
         // Nobody holds a lock any more, and no branch has such a name.
         abandoned.extend(named(&repository, |name| name.ends_with(".lock") || name == "packed-refs.new"));
         let mut folders = vec![repository.join("refs")];

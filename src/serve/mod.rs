@@ -17,6 +17,7 @@ pub mod guest;
 mod host_key;
 mod http;
 mod https;
+pub(crate) mod journal;
 pub mod pktline;
 pub mod progress;
 mod proxy;
@@ -27,7 +28,6 @@ pub mod shell;
 mod smart_http;
 mod sockets;
 pub mod ssh;
-mod unheard;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -64,6 +64,8 @@ pub struct Settings {
     pub stalled: Duration,
     /// How often the agent is asked whether this host's own certificate is due.
     pub certificate_look: Duration,
+    /// How long after a push all repositories are synced at once.
+    pub settle_after: Duration,
     /// How long a stop waits for pushes that the agent has not heard of yet.
     pub stop_timeout: Duration,
 }
@@ -83,6 +85,7 @@ impl Settings {
             auth_timeout: Duration::from_secs(30),
             stalled: Duration::from_secs(1800),
             certificate_look: Duration::from_secs(3600),
+            settle_after: Duration::from_secs(300),
             stop_timeout: Duration::from_secs(20),
         }
     }
@@ -119,6 +122,8 @@ pub struct Doors {
     pub tellings: git::Turns,
     /// One repository at a time is packed together.
     pub tidy_slot: Semaphore,
+    /// What the last pushes were to change, on the disk.
+    pub journals: Arc<journal::Journals>,
     /// Pushes that the agent has to hear of.
     pub pushes: TaskTracker,
     /// Cancelled when the doors are to close.
@@ -150,7 +155,8 @@ pub async fn run_until(
     let repositories = settings.repositories.clone();
     std::fs::create_dir_all(&repositories).map_err(|source| ServeError::Repositories { path: repositories.clone(), source })?;
     git::sweep(&repositories);
-    let unheard = unheard::find(&repositories);
+    let journals = Arc::new(journal::Journals::new(repositories));
+    let unheard = journals.recover();
     let key = host_key::load_or_make(&settings.host_key)?;
     let stopping = CancellationToken::new();
     let doors = Arc::new(Doors {
@@ -160,6 +166,7 @@ pub async fn run_until(
         turns: git::Turns::default(),
         tellings: git::Turns::default(),
         tidy_slot: Semaphore::new(1),
+        journals: Arc::clone(&journals),
         pushes: TaskTracker::new(),
         stopping: stopping.clone(),
         settings,
@@ -168,7 +175,9 @@ pub async fn run_until(
     let names = Arc::new(dns::Names::new(doors.settings.dns.clone())?);
     let mut zone_kept = tokio::spawn(dns::keep_zone(agent.clone(), Arc::clone(&names)));
     let listeners = TaskTracker::new();
-    listeners.spawn(stoppable(stopping.clone(), unheard::tell(Arc::clone(&doors), unheard)));
+    listeners.spawn(stoppable(stopping.clone(), journal::tell(Arc::clone(&doors), unheard)));
+    let keeping = Arc::clone(&journals).keep_settled(doors.settings.settle_after);
+    listeners.spawn(stoppable(stopping.clone(), keeping));
     let crowd = Arc::new(crowd::Crowd::default());
     let config = Arc::new(ssh::config(key));
     for listener in sockets.ssh {
@@ -225,6 +234,7 @@ pub async fn run_until(
     let finished = async {
         listeners.wait().await;
         doors.pushes.wait().await;
+        journals.settle_beside().await;
     };
     if tokio::time::timeout(doors.settings.stop_timeout, finished).await.is_err() {
         tracing::warn!("stopped although the agent has not heard of every push");

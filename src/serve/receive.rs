@@ -28,18 +28,14 @@ use tokio::{
     time::timeout,
 };
 
-use self::{
-    program::Program,
-    small::{Place, Taken},
-    telling::Telling,
-};
+use self::{program::Program, small::Taken, telling::Telling};
 use super::{
     Doors,
     ask::{self, Asked},
-    git::{self, Outlet},
+    git::{self, Outlet, Place},
+    journal::Mark,
     pktline::{self, Request, Update},
     progress,
-    unheard::Mark,
 };
 use crate::{
     bus::{PushRead, Pushed},
@@ -169,7 +165,8 @@ impl Push {
             (None, [update]) if small::may_be(&request) => {
                 let taken = small::take(&mut input, most.0, &sent).await;
                 let turn = self.doors.turns.take(&self.name).await;
-                small::keep(path.clone(), place, update.clone(), taken, heard.clone()).await.map(|kept| (kept, turn))
+                let kept = small::keep(&self.doors.journals, (path.clone(), place), update.clone(), taken, heard.clone()).await;
+                kept.map(|kept| (kept, turn))
             }
             _ => Err(Taken::default()),
         };
@@ -191,10 +188,11 @@ impl Push {
                 return 3;
             }
             Err(taken) => {
-                let mark = match heard.map(|who| Mark::set(&path, &who)).transpose() {
-                    Ok(mark) => mark.map(Arc::new),
+                let turn = self.doors.turns.take(&self.name).await;
+                let mark = match self.note(&path, place, heard).await {
+                    Ok(mark) => mark,
                     Err(error) => {
-                        tracing::error!(name = %self.name, %error, "could not mark a push");
+                        tracing::error!(name = %self.name, %error, "could not write into a journal");
                         out.send(&pktline::error("this host cannot write to its disk: tell its operator")).await;
                         return 1;
                     }
@@ -211,7 +209,6 @@ impl Push {
                         }
                     },
                 };
-                let turn = self.doors.turns.take(&self.name).await;
                 if program.tell(&request.raw).await.is_err() {
                     unmark();
                     out.send(&pktline::error("git ended before the push began: try again")).await;
@@ -229,7 +226,7 @@ impl Push {
                 let accepted = self.accepted(&request, &report).await;
                 if !accepted.is_empty() {
                     let (path, accepted) = (path.clone(), accepted.clone());
-                    if tokio::task::spawn_blocking(move || lasting::settle(&path, &accepted, true)).await.is_err() {
+                    if tokio::task::spawn_blocking(move || lasting::settle(&path, &accepted)).await.is_err() {
                         tracing::error!(name = %self.name, "syncing stopped short");
                     }
                 }
@@ -239,6 +236,7 @@ impl Push {
         drop(turn);
         // From here on the push is a fact: the agent hears of it even if the client is gone.
         let branches: Vec<&Update> = accepted.iter().filter(|update| update.reference.starts_with("refs/heads/")).collect();
+        let mark = mark.map(Arc::new);
         if let Some(mark) = &mark {
             mark.expect(branches.len());
         }
@@ -269,6 +267,13 @@ impl Push {
         }
         self.tidy(path);
         code
+    }
+
+    /// Notes that git begins.
+    async fn note(&self, path: &std::path::Path, place: Place, who: Option<Caller>) -> std::io::Result<Option<Mark>> {
+        let (journals, path) = (Arc::clone(&self.doors.journals), path.to_owned());
+        let noted = tokio::task::spawn_blocking(move || journals.git(&path, place, who.as_ref())).await?;
+        noted.map_err(std::io::Error::other)
     }
 
     /// What to say of a push of more than `most`.
@@ -369,8 +374,10 @@ impl Push {
                     Err(refusal) => tracing::error!(%name, reference, %refusal, "the agent did not take a push"),
                     Ok(_) => {}
                 }
-                if let Some(mark) = &mark {
-                    mark.answered();
+                if let Some(mark) = mark
+                    && tokio::task::spawn_blocking(move || mark.answered()).await.is_err()
+                {
+                    tracing::error!(%name, "stumbled over the journal");
                 }
                 return answer;
             }

@@ -2,13 +2,16 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use super::name::{KeyId, NameError};
 
 /// How doors name whoever shows no key. It is no [`Caller`]: only what anybody may do takes it.
 pub const ANYBODY: &str = "anybody";
 
 /// The holder of a key. Doors make it; the agent reads it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Caller {
     key: KeyId,
     source: Option<IpAddr>,
@@ -67,6 +70,19 @@ impl FromStr for Caller {
             reason: "does not end in an IP address: write SHA256:…@ADDRESS",
         })?;
         Ok(Self::new(key.parse()?, source))
+    }
+}
+
+impl TryFrom<String> for Caller {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<Caller> for String {
+    fn from(caller: Caller) -> Self {
+        caller.text
     }
 }
 

@@ -13,6 +13,9 @@ pub use super::{
     set::{SetId, Slot},
 };
 
+/// What the journals in a repository of this host are called, before their number: `<name>.git/pushes-N`.
+pub const PUSH_JOURNAL: &str = "pushes-";
+
 /// Why a text is not the name it should be. The message says what was given, what is wrong and what to write.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {given:?} {reason}")]

@@ -1,10 +1,14 @@
 //! What is killed comes back, and what is not killed does not notice.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::machine::Machine;
 
 const BOOT: Duration = Duration::from_secs(150);
+const BARE: &str = "/var/lib/seed/repos/my-app.git";
 
 #[test]
 fn a_killed_process_comes_back_and_the_rest_does_not_notice() {
@@ -77,7 +81,11 @@ fn everything_is_back_after_a_reboot_and_after_a_pulled_plug() {
     let before = ann.status();
     for pull_the_plug in [false, true] {
         if pull_the_plug {
-            machine.power_cycle();
+            // What was pushed last is only where somebody waited for it to be.
+            ann.push(&["-o", "plan"]).ok();
+            machine.pull_the_plug();
+            lose_the_last_push(&machine.disk(BARE));
+            machine.power_on();
         } else {
             machine.reboot();
         }
@@ -92,6 +100,26 @@ fn everything_is_back_after_a_reboot_and_after_a_pulled_plug() {
         };
         assert_eq!(what(&before), what(&after));
     }
+    let pushed = ann.git(&["rev-parse", "HEAD"]).ok();
+    let there = ann.git(&["ls-remote", &ann.url("my-app"), "refs/heads/main"]).ok();
+    assert_eq!(there.split_whitespace().next(), Some(pushed.trim()), "{}", machine.journal());
+    machine.run(&["git", "-c", "safe.directory=*", "-C", BARE, "fsck", "--strict", "--full"]).ok();
+    // In its sandbox it may sync the file system.
+    machine.run(&["systemctl", "restart", "seed-serve.service"]).ok();
+    assert_eq!(machine.run(&["grep", "-l", "-a", "settled", "-r", BARE]).ok().lines().count(), 1, "{}", machine.journal());
+    assert!(!machine.journal().contains("could not sync"));
+}
+
+/// Of the last push into a repository, what nobody has waited for is not on the disk.
+fn lose_the_last_push(bare: &Path) {
+    let packs = std::fs::read_dir(bare.join("objects/pack")).unwrap().flatten().map(|entry| entry.path());
+    let packs: Vec<_> = packs.filter(|path| path.extension().is_some_and(|extension| extension == "pack")).collect();
+    let made = |path: &PathBuf| path.metadata().unwrap().modified().unwrap();
+    let newest = packs.iter().max_by_key(|path| made(path)).unwrap();
+    for path in [newest.clone(), newest.with_extension("idx")] {
+        std::fs::OpenOptions::new().write(true).truncate(true).open(path).unwrap();
+    }
+    std::fs::write(bare.join("refs/heads/main"), "").unwrap();
 }
 
 /// What people on call do by hand, and what a guest may do by itself.

@@ -90,9 +90,19 @@ impl Machine {
         call(&here().join("host"), &["reboot", self.name()]).ok();
     }
 
-    /// A pulled plug, and power again.
-    pub fn power_cycle(&self) {
+    /// A pulled plug.
+    pub fn pull_the_plug(&self) {
         call(&here().join("host"), &["kill", &self.name]).ok();
+    }
+
+    /// Where a path of the machine's disk is, seen from here, while it is off.
+    pub fn disk(&self, path: &str) -> PathBuf {
+        let disk = call(&here().join("host"), &["disk", &self.name]).ok();
+        PathBuf::from(format!("{}{path}", disk.trim()))
+    }
+
+    /// Power again.
+    pub fn power_on(&self) {
         let guest = call(&here().join("roots"), &["guest"]).ok();
         let owner = std::process::id().to_string();
         let bind = format!("{}:/srv/guest", guest.trim());

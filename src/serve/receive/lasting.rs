@@ -14,21 +14,25 @@ use crate::spec::name::RefName;
 
 /// Gives a repository its default branch if that is not there yet: `main`, else `master`, else the first one pushed. Then makes all that
 /// was accepted durable. Blocks.
-pub(super) fn settle(path: &Path, accepted: &[Update], packed: bool) {
+pub(super) fn settle(path: &Path, accepted: &[Update]) {
     let mut folders = folders(path, accepted);
-    if packed {
-        folders.insert(0, path.join("objects/pack"));
-    }
-    if let Some(branch) = to_be_default(path, accepted) {
-        match set_default(path, &branch) {
-            Ok(()) if folders.iter().any(|folder| folder == path) => {}
-            Ok(()) => folders.push(path.to_owned()),
-            Err(error) => tracing::error!(%error, path = %path.display(), "could not set the default branch"),
-        }
+    folders.insert(0, path.join("objects/pack"));
+    if give_default(path, accepted) && !folders.iter().any(|folder| folder == path) {
+        folders.push(path.to_owned());
     }
     for folder in folders {
         sync(&folder);
     }
+}
+
+/// Gives a repository its default branch, if that is not there yet; whether that changed something.
+pub(in crate::serve) fn give_default(path: &Path, accepted: &[Update]) -> bool {
+    let Some(branch) = to_be_default(path, accepted) else { return false };
+    let set = set_default(path, &branch);
+    if let Err(error) = &set {
+        tracing::error!(%error, path = %path.display(), "could not set the default branch");
+    }
+    set.is_ok()
 }
 
 /// Makes what happened to the names in a folder durable; one that is not there is passed over.
@@ -53,7 +57,10 @@ fn to_be_default(path: &Path, accepted: &[Update]) -> Option<RefName> {
 }
 
 fn set_default(path: &Path, branch: &RefName) -> io::Result<()> {
-    Lock::take(path.join("HEAD"))?.set(&format!("ref: {branch}"))
+    let mut lock = Lock::take(path.join("HEAD"))?;
+    lock.write(&format!("ref: {branch}"))?;
+    lock.sync()?;
+    lock.put()
 }
 
 /// The folders of the refs that were changed, and those above them, which may be new; heads and tags were always there.

@@ -14,11 +14,10 @@ mod keep;
 mod kill_tests;
 mod pack;
 mod plain;
-pub(super) mod refs;
+pub(in crate::serve) mod refs;
 mod shelf;
 
 use std::{
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -44,8 +43,9 @@ use self::{
 use super::{
     super::{
         git,
+        git::Place,
+        journal::{Files, Journals, Mark},
         pktline::{self, Request, Update},
-        unheard::Mark,
     },
     IDLE,
 };
@@ -65,21 +65,6 @@ const BUSY: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Odd(&'static str);
-
-/// Which folder a repository is: there may be another one of the same name, and of another owner, by the time that a client has sent all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    device: u64,
-    inode: u64,
-}
-
-impl Place {
-    /// The folder that is at `path` now.
-    pub fn of(path: &Path) -> std::io::Result<Self> {
-        let found = std::fs::metadata(path)?;
-        Ok(Self { device: found.dev(), inode: found.ino() })
-    }
-}
 
 /// The refs of a repository, if it is one that we may read and write ourselves.
 pub(super) async fn refs(path: PathBuf) -> Option<Refs> {
@@ -159,7 +144,7 @@ pub(super) async fn take(input: &mut (impl AsyncRead + Unpin), most: u64, sent: 
 /// A push that was taken without git.
 #[derive(Debug)]
 pub(super) struct Kept {
-    pub mark: Option<Arc<Mark>>,
+    pub mark: Option<Mark>,
     /// What git's clients are used to be told of deltas.
     pub said: Option<String>,
     /// What the agent needs to know of the repository, if it was read.
@@ -169,19 +154,31 @@ pub(super) struct Kept {
 }
 
 /// Keeps a small push, and moves its ref; gives it back if it is for git. With `who` the agent is to hear of it.
-pub(super) async fn keep(path: PathBuf, place: Place, update: Update, taken: Taken, who: Option<Caller>) -> Result<Kept, Taken> {
+pub(super) async fn keep(
+    journals: &Arc<Journals>,
+    (path, place): (PathBuf, Place),
+    update: Update,
+    taken: Taken,
+    who: Option<Caller>,
+) -> Result<Kept, Taken> {
     if taken.entries.is_none() {
         return Err(taken);
     }
     let Ok(Ok(_slot)) = timeout(BUSY, UNFOLDING.acquire()).await else { return Err(taken) };
     let taken = Arc::new(taken);
-    let theirs = Arc::clone(&taken);
-    let kept = look(move || push(&path, place, &update, &theirs, who.as_ref())).await;
+    let (theirs, journals) = (Arc::clone(&taken), Arc::clone(journals));
+    let kept = look(move || push(&journals, (&path, place), &update, &theirs, who.as_ref())).await;
     kept.ok_or_else(|| Arc::try_unwrap(taken).unwrap_or_else(|shared| Taken { bytes: shared.bytes.clone(), entries: None }))
 }
 
 /// The whole of it. Blocks.
-fn push(path: &Path, place: Place, update: &Update, taken: &Taken, who: Option<&Caller>) -> Result<Kept, Odd> {
+fn push(
+    journals: &Journals,
+    (path, place): (&Path, Place),
+    update: &Update,
+    taken: &Taken,
+    who: Option<&Caller>,
+) -> Result<Kept, Odd> {
     let entries = taken.entries.as_deref().ok_or(Odd("half a pack"))?;
     let name = update.name().ok_or(Odd("a strange ref"))?;
     let new = ObjectId::from_hex(update.new.as_str().as_bytes()).map_err(|_| Odd("a strange name"))?;
@@ -197,7 +194,7 @@ fn push(path: &Path, place: Place, update: &Update, taken: &Taken, who: Option<&
     let said = deltas(sent.deltas, sent.borrowed.len());
     // An empty pack moves a ref to where another is.
     let files = (!sent.objects.is_empty()).then(|| sent.files(&taken.bytes)).transpose()?;
-    let mark = keep::keep(path, held, update, files, who)?;
+    let mark = keep::keep(journals, (path, place), held, (&name, update), files.as_ref(), who)?;
     let report =
         [pktline::data(b"unpack ok\n"), pktline::data(format!("ok {name}\n").as_bytes()), pktline::FLUSH.to_vec()].concat();
     let read = git::default_branch(path).zip(keys).map(|(branch, keys)| {

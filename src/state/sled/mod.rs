@@ -154,7 +154,7 @@ impl Store {
             Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| StateError::InUse { path: directory.to_owned() })?;
         let (journals, checkpoints) = numbers(directory)?;
         let number = journals.last().copied().unwrap_or(0);
-        let (journal, _) = match journals.last() {
+        let (mut journal, _) = match journals.last() {
             Some(_) => Journal::open(&journal_path(directory, number), number)?,
             // A checkpoint is made beside the journal that it replaces: without any journal, one was lost.
             None if !checkpoints.is_empty() => {
@@ -162,6 +162,7 @@ impl Store {
             }
             None => (Journal::create(&journal_path(directory, 0), 0)?, Vec::new()),
         };
+        journal.sync()?;
         let mut store = Self { directory: directory.to_owned(), number, journal, checkpoint_bytes, stopped: false, _lock: lock };
         store.remove_others()?;
         store.checkpoint_if_due();

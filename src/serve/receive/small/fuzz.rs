@@ -11,7 +11,7 @@ use gix::{
 };
 
 use super::{
-    Odd,
+    Files, Odd,
     connected::Here,
     pack::{Found, Object, Pack, Scan, name, sha1, unfold, write_entry},
     plain::{self, Mode},
@@ -149,7 +149,7 @@ pub(in crate::serve) fn pack(bytes: &[u8]) {
         taken.objects.len() + taken.borrowed.len(),
         taken.objects.keys().chain(taken.borrowed.iter().map(|(id, _)| id)).copied().collect(),
     );
-    let Ok((kept, listed, sum)) = taken.files(&sent) else { return };
+    let Ok(Files { pack: kept, index: listed, sum }) = taken.files(&sent) else { return };
     assert!(kept.ends_with(sum.as_slice()));
     let again = read(&kept, kept.len(), &BTreeMap::new()).expect("it needs nothing else");
     assert_eq!((again.objects.len(), again.borrowed.len()), (count, 0));

@@ -2,31 +2,26 @@
 //! repository: without the push, or with it and a mark for the agent.
 //!
 //! 1. `<ref>.lock` is made, and the ref is still where the client believes it is
-//! 2. the pack and its index are written under names that nobody reads, and synced
-//! 3. they get their names, beside the mark of the push; their folder is synced, so all three last
-//! 4. the ref is written, synced and renamed, and its folder synced
+//! 2. the pack and its index are written under names that nobody reads, and the lock is what the ref is to be
+//! 3. the push is written into the journal, whole, and that is on the disk (`serve/journal.rs`)
+//! 4. pack, index and ref get their names
 //!
-//! What is left of 1 and 2 is swept at the next start. A pack that no ref leads to is no harm: git removes it some day.
+//! What is left of 1 and 2 is swept at the next start. Whatever there is of 4, and whatever of it gets to the disk, the next start brings
+//! it to its end by the journal.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-};
-
-use gix::ObjectId;
+use std::path::Path;
 
 use super::{
-    Odd, Place,
+    Odd,
     refs::{Lock, Refs},
 };
 use crate::{
-    serve::{pktline::Update, receive::lasting, unheard::Mark},
+    serve::{
+        git::Place,
+        journal::{Files, Journals, Mark, Written},
+        pktline::Update,
+        receive::lasting,
+    },
     spec::{caller::Caller, name::RefName},
 };
 
@@ -66,72 +61,24 @@ pub(super) fn hold(path: &Path, place: Place, name: &RefName, update: &Update) -
 
 /// Keeps what was sent, and moves the ref.
 pub(super) fn keep(
-    path: &Path,
+    journals: &Journals,
+    (path, place): (&Path, Place),
     held: Held,
-    update: &Update,
-    files: Option<(Vec<u8>, Vec<u8>, ObjectId)>,
+    (name, update): (&RefName, &Update),
+    files: Option<&Files>,
     who: Option<&Caller>,
-) -> Result<Option<Arc<Mark>>, Odd> {
-    let folder = path.join("objects/pack");
-    let written = files.map(|files| Written::write(&folder, files)).transpose().map_err(|_| UNWRITABLE)?;
-    let mark = who.map(|who| Mark::place(path, who)).transpose().map_err(|_| UNWRITABLE)?.map(Arc::new);
-    let moved = || {
-        let kept = written.is_some() || mark.is_some();
+) -> Result<Option<Mark>, Odd> {
+    let mut lock = held.lock;
+    let written = files.map(|files| files.write(path)).transpose().map_err(|_| UNWRITABLE)?;
+    lock.write(update.new.as_str()).map_err(|_| UNWRITABLE)?;
+    let done = || {
         written.map_or(Ok(()), Written::name)?;
-        if kept {
-            fs::File::open(&folder)?.sync_all()?;
-        }
-        held.lock.set(update.new.as_str())
+        lock.put()
     };
-    if moved().is_err() {
-        if let Some(mark) = mark {
-            mark.expect(0);
-        }
-        return Err(UNWRITABLE);
-    }
-    lasting::settle(path, std::slice::from_ref(update), false);
+    let mark = journals.push(path, place, (name, update), files, who, done).map_err(|error| {
+        tracing::warn!(%error, path = %path.display(), "could not keep a small push: git is to try it");
+        UNWRITABLE
+    })?;
+    lasting::give_default(path, std::slice::from_ref(update));
     Ok(mark)
-}
-
-/// A pack and its index, under names that nobody reads.
-struct Written {
-    /// From which name to which.
-    renames: Vec<(PathBuf, PathBuf)>,
-}
-
-impl Written {
-    fn write(folder: &Path, (pack, index, sum): (Vec<u8>, Vec<u8>, ObjectId)) -> io::Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mut written = Self { renames: Vec::new() };
-        // The index last: with it the pack is there for others.
-        for (bytes, name) in [(pack, "pack"), (index, "idx")] {
-            // git sweeps such names, too.
-            let from = folder.join(format!("tmp_{name}_seed-{}-{number}", std::process::id()));
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&from)?;
-            written.renames.push((from, folder.join(format!("pack-{sum}.{name}"))));
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-        }
-        Ok(written)
-    }
-
-    fn name(mut self) -> io::Result<()> {
-        while !self.renames.is_empty() {
-            let (from, to) = &self.renames[0];
-            fs::rename(from, to)?;
-            self.renames.remove(0);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Written {
-    fn drop(&mut self) {
-        for (from, _) in &self.renames {
-            if let Err(error) = fs::remove_file(from) {
-                tracing::warn!(%error, path = %from.display(), "could not remove half a push");
-            }
-        }
-    }
 }

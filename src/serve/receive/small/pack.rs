@@ -20,7 +20,7 @@ use gix::{
     },
 };
 
-use super::Odd;
+use super::{Files, Odd};
 
 /// The most objects of a small pack.
 const MAX_OBJECTS: u32 = 1000;
@@ -257,7 +257,7 @@ impl Pack {
     }
 
     /// The pack to keep, which needs nothing but itself; its index; and the name of both.
-    pub fn files(mut self, bytes: &[u8]) -> Result<(Vec<u8>, Vec<u8>, ObjectId), Odd> {
+    pub fn files(mut self, bytes: &[u8]) -> Result<Files, Odd> {
         let body = bytes.len().checked_sub(TAIL).ok_or(Odd("no pack"))?;
         let names: BTreeSet<ObjectId> = self.objects.keys().copied().collect();
         let mut pack = bytes.to_vec();
@@ -282,7 +282,7 @@ impl Pack {
         let sum = pack.split_at(pack.len() - TAIL).1.to_vec();
         self.index.sort_unstable();
         let index = index(&self.index, &sum)?;
-        Ok((pack, index, ObjectId::try_from(&sum[..]).map_err(|_| Odd("no checksum"))?))
+        Ok(Files { pack, index, sum: ObjectId::try_from(&sum[..]).map_err(|_| Odd("no checksum"))? })
     }
 }
 
@@ -446,7 +446,7 @@ mod tests {
             assert!(pack.objects.values().any(|object| object.data == b"whatnew"));
         }
         assert!(read(&sent, sent.len(), &BTreeMap::new()).is_err(), "the base is nowhere");
-        let (kept, _, _) = read(&sent, sent.len(), &here).unwrap().files(&sent).unwrap();
+        let kept = read(&sent, sent.len(), &here).unwrap().files(&sent).unwrap().pack;
         assert_eq!(read(&kept, kept.len(), &BTreeMap::new()).unwrap().objects.len(), 6);
     }
 

@@ -77,6 +77,31 @@ impl Refs {
     }
 }
 
+/// Where one ref is, in whatever state a crash has left its repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::serve) enum Now {
+    At(ObjectId),
+    Nowhere,
+    /// Its file is no ref: it did not get to the disk as a whole.
+    Torn,
+}
+
+/// Looks where a ref is.
+pub(in crate::serve) fn now(repository: &Path, name: &RefName) -> std::io::Result<Now> {
+    match fs::read(repository.join(name.as_str())) {
+        Ok(bytes) => {
+            let line = std::str::from_utf8(&bytes).ok().and_then(|text| id(text.strip_suffix('\n')?).ok());
+            Ok(line.map_or(Now::Torn, Now::At))
+        }
+        // A folder of refs may be there instead, also one that is empty.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory | ErrorKind::NotADirectory) => {
+            let all = packed(repository).map_err(std::io::Error::other)?;
+            Ok(all.into_iter().find(|(known, _)| known == name).map_or(Now::Nowhere, |(_, id)| Now::At(id)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// A name in a file of git's.
 fn id(text: &str) -> Result<ObjectId, Odd> {
     let commit: Commit = text.parse().map_err(|_| UNREADABLE)?;
@@ -122,7 +147,7 @@ fn packed(path: &Path) -> Result<Vec<(RefName, ObjectId)>, Odd> {
 
 /// A file of git's that nobody else changes meanwhile.
 #[derive(Debug)]
-pub(in crate::serve::receive) struct Lock {
+pub(in crate::serve) struct Lock {
     file: File,
     lock: PathBuf,
     path: PathBuf,
@@ -142,10 +167,18 @@ impl Lock {
         Ok(Self { file, lock, path, held: true })
     }
 
-    /// Puts a line there; it is durable as soon as the folder is.
-    pub fn set(mut self, line: &str) -> std::io::Result<()> {
-        self.file.write_all(format!("{line}\n").as_bytes())?;
-        self.file.sync_all()?;
+    /// Writes the line that is to be there.
+    pub fn write(&mut self, line: &str) -> std::io::Result<()> {
+        self.file.write_all(format!("{line}\n").as_bytes())
+    }
+
+    /// Waits until what was written is on the disk; for its place the folder has to be synced, too, when it was put there.
+    pub fn sync(&self) -> std::io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// Puts what was written into its place.
+    pub fn put(mut self) -> std::io::Result<()> {
         fs::rename(&self.lock, &self.path)?;
         // From here on a file of that name is somebody else's.
         self.held = false;

@@ -1,0 +1,107 @@
+//! What the last run of the doors may not have brought to its end.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::{
+    Journals,
+    book::{self, Book, Mark},
+    entry::{Entry, Left},
+    locked,
+};
+use crate::{
+    bus::Pushed,
+    journal::{self, JournalError},
+    serve::{
+        Doors, ask,
+        git::{self, Place},
+    },
+    spec::{caller::Caller, name::RepoName},
+};
+
+/// A repository with pushes that the agent has not heard of.
+#[derive(Debug)]
+pub(in crate::serve) struct Found {
+    pub(super) name: RepoName,
+    /// Who pushed to its default branch last; `None` if nobody did.
+    pub(super) who: Option<Caller>,
+    pub(super) marks: Vec<Mark>,
+}
+
+impl Journals {
+    /// Redoes what the last run may have left undone. To be called before any door opens, and after [`git::sweep`].
+    pub(in crate::serve) fn recover(&self) -> Vec<Found> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.repositories).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".git")?.parse().ok());
+            let Some(name) = name else { continue };
+            match self.recovered(&path, name) {
+                Ok(None) => {}
+                Ok(Some(one)) => found.push(one),
+                Err(error) => {
+                    tracing::error!(%error, repository = %path.display(), "could not bring back its last pushes: they stay in its journal");
+                }
+            }
+        }
+        found
+    }
+
+    fn recovered(&self, path: &Path, name: RepoName) -> Result<Option<Found>, JournalError> {
+        let Some((number, journal)) = book::newest(path)? else { return Ok(None) };
+        // Most have nothing left to do, which is seen without a sync.
+        let read = journal::read(&journal, number, &fs::read(&journal)?).ok().and_then(|(payloads, _)| book::entries(&payloads));
+        if read.as_ref().is_some_and(|read| Left::after(read.iter().map(|(entry, _)| entry)).is_empty()) {
+            return Ok(None);
+        }
+        let place = Place::of(path)?;
+        let book = Book::open(path, place)?;
+        if book.needed {
+            self.written.notify_one();
+        }
+        let default = git::default_branch(path);
+        let pusher = |number: &u64| match &read.as_ref()?.get(usize::try_from(*number).ok()?)?.0 {
+            Entry::Git { who } => who.clone(),
+            Entry::Push { who, reference, .. } if Some(reference) == default.as_ref() => who.clone(),
+            _ => None,
+        };
+        let who = book.unheard.iter().rev().find_map(pusher);
+        let unheard = book.unheard.clone();
+        let book = Arc::new(Mutex::new(book));
+        let marks: Vec<_> = unheard.into_iter().map(|number| Mark::new(&book, number)).collect();
+        locked(&self.open).insert(place, book);
+        Ok((!marks.is_empty()).then_some(Found { name, who, marks }))
+    }
+}
+
+/// Tells the agent of the default branches that these pushes may have moved.
+pub(in crate::serve) async fn tell(doors: Arc<Doors>, found: Vec<Found>) {
+    for Found { name, who, marks } in found {
+        if let Some(who) = who {
+            tell_of(&doors, &name, &who).await;
+        }
+        marks.iter().for_each(Mark::answered);
+    }
+}
+
+async fn tell_of(doors: &Doors, name: &RepoName, who: &Caller) {
+    let path = git::path_of(&doors.settings.repositories, name);
+    let Some(branch) = git::default_branch(&path) else { return };
+    let mut command = git::git(doors, &path, &[]);
+    command.arg("--git-dir").arg(&path).args(["rev-parse", "--verify", "--quiet", "--end-of-options"]).arg(branch.as_str());
+    let Ok(head) = git::run(command).await else { return };
+    tracing::info!(%name, %branch, "tell the agent of a push that was interrupted");
+    let zero = "0".repeat(40);
+    loop {
+        let asked = doors.agent.push(who.as_str(), name.as_str(), branch.as_str(), &zero, head.trim(), "deploy");
+        match ask::document::<Pushed>(asked).await {
+            Err(refusal) if ask::away(&refusal) => tokio::time::sleep(Duration::from_secs(1)).await,
+            Err(refusal) => return tracing::warn!(%name, %refusal, "the agent did not take it"),
+            Ok(_) => return,
+        }
+    }
+}
