@@ -63,6 +63,9 @@ enum Verb {
     Agent(ConfigFlag),
     /// Run the doors (SSH, git, DNS); seed-serve.service starts it
     Serve(ConfigFlag),
+    /// Bring back pushes that a power cut took; seed-recover.service starts it
+    #[command(hide = true)]
+    Recover(ConfigFlag),
     /// Run a virtual machine; seed-vm@….service starts it
     #[command(hide = true)]
     Vm(launch::vm::Args),
@@ -143,6 +146,9 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         // One loop decides; what takes long is beside it, in threads and programs of its own.
         Verb::Agent(flag) => daemon(&flag.config, tokio::runtime::Builder::new_current_thread(), agent),
         Verb::Serve(flag) => daemon(&flag.config, tokio::runtime::Builder::new_multi_thread(), serve),
+        Verb::Recover(flag) => daemon(&flag.config, tokio::runtime::Builder::new_current_thread(), async |config| {
+            serve::recover(&config.repositories()).context("could not bring back the last pushes")
+        }),
         Verb::Vm(args) => Ok(launch::vm::main(args)),
         Verb::Machine(args) => Ok(launch::machine::main(&args)),
         Verb::ReadRepository { path, what } => {

@@ -34,7 +34,9 @@ fn values<'a>(text: &'a str, key: &str) -> Vec<&'a str> {
 
 #[test]
 fn the_processes_are_no_more_exposed_than_agreed() {
-    for (unit, most) in [("seed-agent.service", 4.0), ("seed-serve.service", 1.5), ("seed-ingress.service", 1.5)] {
+    for (unit, most) in
+        [("seed-agent.service", 4.0), ("seed-serve.service", 1.5), ("seed-recover.service", 1.5), ("seed-ingress.service", 1.5)]
+    {
         let path = units().join(unit);
         let Some(output) = analyze(&["security", "--offline=yes", "--no-pager", path.to_str().expect("text")]) else { return };
         let line =
@@ -76,6 +78,9 @@ fn a_death_of_the_agent_or_the_doors_is_followed_by_a_new_life_and_touches_nothi
         assert!(values(&text, "BindsTo").is_empty() && values(&text, "PartOf").is_empty(), "{unit}");
     }
     assert_eq!(values(&read("seed-serve.service"), "User"), ["seed"]);
+    // What was pushed is whole before anything is built of it.
+    assert_eq!(values(&read("seed-recover.service"), "Before"), ["seed-agent.service seed-serve.service"]);
+    assert!(values(&read("seed-agent.service"), "Wants")[0].contains("seed-recover.service"));
     assert_eq!(values(&read("seed-serve.service"), "CapabilityBoundingSet"), [""]);
     assert!(!values(&read("seed-agent.service"), "RestrictAddressFamilies").iter().any(|families| families.contains("AF_INET")));
 }

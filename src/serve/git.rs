@@ -191,9 +191,12 @@ where
         out.send(&pktline::error(&format!("{name} is empty: nothing was pushed to it yet"))).await;
         return 3;
     }
-    let Ok(_slot) = tokio::time::timeout(Duration::from_secs(30), doors.read_slots.acquire()).await else {
-        out.send(&pktline::error("this host is serving as many clones and pushes as it can: try again in a minute")).await;
-        return 1;
+    let _slot = match doors.read_slots.take(who.source()).await {
+        Ok(slot) => slot,
+        Err(full) => {
+            out.send(&pktline::error(&full.to_string())).await;
+            return 1;
+        }
     };
     let mut command = git(doors, &path, &["uploadpack.allowFilter=true", "uploadpack.keepAlive=5"]);
     match read {

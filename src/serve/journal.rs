@@ -27,9 +27,10 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::Notify;
 
 use self::{book::Book, entry::Entry};
@@ -69,6 +70,20 @@ impl Journals {
     /// The journals of the repositories in this folder, which are on one file system.
     pub fn new(repositories: PathBuf) -> Self {
         Self { repositories, open: Mutex::default(), written: Notify::new(), many: Notify::new() }
+    }
+
+    /// Waits until no other process has them, but not for long. They are this one's for as long as what is returned lives.
+    pub(super) fn alone(&self, patience: Duration) -> io::Result<Flock<File>> {
+        let mut file = File::open(&self.repositories)?;
+        let began = Instant::now();
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((_, error)) if began.elapsed() >= patience => return Err(error.into()),
+                Err((unlocked, _)) => file = unlocked,
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Writes a push down, and has it done. If that fails, it is taken back. With `who`, the agent is to hear of it.

@@ -25,11 +25,16 @@ pub mod receive;
 pub mod relay;
 pub(crate) mod sftp;
 pub mod shell;
+mod slots;
 mod smart_http;
 mod sockets;
 pub mod ssh;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -100,6 +105,8 @@ pub enum ServeError {
     HostKey { deed: &'static str, path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("could not make the directory of repositories {path}")]
     Repositories { path: PathBuf, source: std::io::Error },
+    #[error("the repositories in {path} are in use by another process: end it first")]
+    InUse { path: PathBuf, source: std::io::Error },
     #[error("could not listen for signals")]
     Signals(#[source] std::io::Error),
     #[error("the names of the zone cannot be served")]
@@ -114,8 +121,8 @@ pub struct Doors {
     pub settings: Settings,
     pub agent: SeedProxy<'static>,
     /// One for each git that reads for a client, and one for each that writes: readers may be anybody.
-    pub read_slots: Semaphore,
-    pub push_slots: Semaphore,
+    pub read_slots: slots::Slots,
+    pub push_slots: slots::Slots,
     /// One push to a repository at a time, for git trips over two equal packs that arrive together.
     pub turns: git::Turns,
     /// The agent hears of the pushes to a repository one after the other: also if it is away for a while, the last is the last.
@@ -128,6 +135,27 @@ pub struct Doors {
     pub pushes: TaskTracker,
     /// Cancelled when the doors are to close.
     pub stopping: CancellationToken,
+}
+
+/// Brings back what a power cut took of the last pushes, unless the doors are open, which have done that.
+pub fn recover(repositories: &Path) -> Result<(), ServeError> {
+    if !repositories.is_dir() {
+        return Ok(());
+    }
+    let journals = journal::Journals::new(repositories.to_owned());
+    let _alone = match journals.alone(Duration::ZERO) {
+        Ok(alone) => alone,
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            tracing::info!("the doors are open: there is nothing to bring back");
+            return Ok(());
+        }
+        Err(source) => return Err(ServeError::Repositories { path: repositories.to_owned(), source }),
+    };
+    git::sweep(repositories);
+    // Who was not heard of is the doors' to tell.
+    drop(journals.recover());
+    journals.settle();
+    Ok(())
 }
 
 /// Opens the doors, and keeps them open until the process is told to stop (SIGTERM, SIGINT).
@@ -154,15 +182,17 @@ pub async fn run_until(
     let status = status(&sockets.missing());
     let repositories = settings.repositories.clone();
     std::fs::create_dir_all(&repositories).map_err(|source| ServeError::Repositories { path: repositories.clone(), source })?;
+    let journals = Arc::new(journal::Journals::new(repositories.clone()));
+    let alone = journals.alone(Duration::from_secs(30));
+    let _alone = alone.map_err(|source| ServeError::InUse { path: repositories.clone(), source })?;
     git::sweep(&repositories);
-    let journals = Arc::new(journal::Journals::new(repositories));
     let unheard = journals.recover();
     let key = host_key::load_or_make(&settings.host_key)?;
     let stopping = CancellationToken::new();
     let doors = Arc::new(Doors {
         agent: agent.clone(),
-        read_slots: Semaphore::new(64),
-        push_slots: Semaphore::new(32),
+        read_slots: slots::Slots::new(64, 24),
+        push_slots: slots::Slots::new(32, 12),
         turns: git::Turns::default(),
         tellings: git::Turns::default(),
         tidy_slot: Semaphore::new(1),

@@ -105,9 +105,12 @@ impl Push {
                 return refusal.exit_code();
             }
         };
-        let Ok(_slot) = timeout(Duration::from_secs(30), self.doors.push_slots.acquire()).await else {
-            out.send(&pktline::error("this host is serving as many clones and pushes as it can: try again in a minute")).await;
-            return 1;
+        let _slot = match self.doors.push_slots.take(self.who.source()).await {
+            Ok(slot) => slot,
+            Err(full) => {
+                out.send(&pktline::error(&full.to_string())).await;
+                return 1;
+            }
         };
         let most = self.doors.settings.max_pack.min(Bytes(opened.room));
         // The leave is for what is there now.

@@ -2,14 +2,7 @@
 //! Each request has a git of its own, which ends with the request, however that ends; so many run at a time, for all and for one
 //! neighbourhood. Who pushes shows a key, over SSH.
 
-use std::{
-    collections::BTreeMap,
-    io::Read,
-    path::PathBuf,
-    process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io::Read, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
@@ -23,17 +16,16 @@ use futures_util::stream::try_unfold;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::{Child, ChildStdout, Command},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
     time::timeout,
 };
 
 use super::{
-    Doors, ask,
-    crowd::{Neighbourhood, neighbourhood},
-    git,
+    Doors, ask, git,
     http::Client,
-    pktline, ssh,
+    pktline,
+    slots::{Full, Slot, Slots},
+    ssh,
 };
 use crate::{
     bus::Refusal,
@@ -46,7 +38,7 @@ use crate::{
 /// How many gits run at a time, in all and for one neighbourhood. Those of SSH are counted apart.
 const AT_ONCE: usize = 16;
 const AT_ONCE_OF_ONE: usize = 4;
-/// How long a request waits for its turn, and for its body.
+/// How long a request waits for its body.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a client may say it wants and has: as it is sent, and in full. 50 bytes are a commit.
 const MAX_SENT: usize = 1 << 20;
@@ -56,16 +48,12 @@ const MAX_ASKED: u64 = 4 << 20;
 #[derive(Clone)]
 struct Hosting {
     doors: Arc<Doors>,
-    all: Arc<Semaphore>,
-    of: Arc<Mutex<BTreeMap<Neighbourhood, Arc<Semaphore>>>>,
+    slots: Arc<Slots>,
 }
-
-/// A turn; given back when dropped.
-type Turn = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// What the HTTPS door serves beside what the HTTP door does.
 pub(super) fn router(doors: &Arc<Doors>) -> Router {
-    let hosting = Hosting { doors: Arc::clone(doors), all: Arc::new(Semaphore::new(AT_ONCE)), of: Arc::default() };
+    let hosting = Hosting { doors: Arc::clone(doors), slots: Arc::new(Slots::new(AT_ONCE, AT_ONCE_OF_ONE)) };
     Router::new()
         .route("/{name}/info/refs", get(refs))
         .route("/{name}/git-upload-pack", post(upload_pack))
@@ -101,23 +89,14 @@ impl Hosting {
         }
     }
 
-    async fn turn(&self, Client(client): Client) -> Result<Turn, Response> {
-        let own = {
-            let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-            of.retain(|_, turns| Arc::strong_count(turns) > 1);
-            Arc::clone(of.entry(neighbourhood(client)).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE_OF_ONE))))
-        };
-        let busy = |status, what: &str| {
-            let text = format!("{what} as it can: try again in a minute\n");
-            (status, [(header::RETRY_AFTER, "60")], text).into_response()
-        };
-        let Ok(Ok(own)) = timeout(PATIENCE, own.acquire_owned()).await else {
-            return Err(busy(StatusCode::TOO_MANY_REQUESTS, "this host serves as much to your network"));
-        };
-        let Ok(Ok(all)) = timeout(PATIENCE, Arc::clone(&self.all).acquire_owned()).await else {
-            return Err(busy(StatusCode::SERVICE_UNAVAILABLE, "this host serves as many clones"));
-        };
-        Ok((own, all))
+    async fn slot(&self, Client(client): Client) -> Result<Slot, Response> {
+        self.slots.take(Some(client)).await.map_err(|full| {
+            let status = match full {
+                Full::Neighbourhood => StatusCode::TOO_MANY_REQUESTS,
+                Full::All => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            (status, [(header::RETRY_AFTER, "60")], format!("{full}\n")).into_response()
+        })
     }
 
     fn spawn(&self, command: &mut Command) -> Result<Child, Box<Response>> {
@@ -151,13 +130,13 @@ struct Answering {
     complaints: JoinHandle<String>,
     /// How many more bytes it may say.
     left: u64,
-    _turn: Turn,
+    _slot: Slot,
 }
 
 impl Answering {
-    fn new(name: RepoName, mut child: Child, most: u64, turn: Turn) -> Option<Self> {
+    fn new(name: RepoName, mut child: Child, most: u64, slot: Slot) -> Option<Self> {
         let complaints = git::collect(&mut child);
-        Some(Self { name, stdout: child.stdout.take()?, child, complaints, left: most, _turn: turn })
+        Some(Self { name, stdout: child.stdout.take()?, child, complaints, left: most, _slot: slot })
     }
 
     /// What it says from now on. An end that is no good one breaks the connection off, so that nobody takes half for the whole.
@@ -195,10 +174,10 @@ async fn refs(
         _ => return Err(refuse(StatusCode::FORBIDDEN, "this host speaks git's smart protocol only")),
     }
     let (name, path) = hosting.repository(&name).await?;
-    let turn = hosting.turn(client).await?;
+    let slot = hosting.slot(client).await?;
     let mut command = upload_pack_of(&hosting.doors, &path, request.headers());
     let child = hosting.spawn(command.arg("--http-backend-info-refs").arg(&path)).map_err(|refused| *refused)?;
-    let git = Answering::new(name, child, u64::MAX, turn).ok_or_else(bug)?;
+    let git = Answering::new(name, child, u64::MAX, slot).ok_or_else(bug)?;
     let before = match field(request.headers(), "git-protocol").contains("version=2") {
         true => Vec::new(),
         false => [&pktline::data(b"# service=git-upload-pack\n")[..], b"0000"].concat(),
@@ -232,13 +211,13 @@ async fn upload_pack(
         "gzip" | "x-gzip" => unpacked(&sent).map_err(|refused| *refused)?,
         _ => return Err(refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send it as it is, or with gzip")),
     };
-    let turn = hosting.turn(client).await?;
+    let slot = hosting.slot(client).await?;
     let mut command = upload_pack_of(&hosting.doors, &path, &head.headers);
     let mut child = hosting.spawn(command.arg(&path).stdin(Stdio::piped())).map_err(|refused| *refused)?;
     let mut stdin = child.stdin.take().ok_or_else(bug)?;
     // A task of its own, for git answers before it has read everything. It ends with git.
     drop(tokio::spawn(async move { stdin.write_all(&asked).await }));
-    let git = Answering::new(name, child, u64::MAX, turn).ok_or_else(bug)?;
+    let git = Answering::new(name, child, u64::MAX, slot).ok_or_else(bug)?;
     Ok(answer("application/x-git-upload-pack-result", git.body()))
 }
 
@@ -269,13 +248,13 @@ async fn archive(
     let mut known = ["heads", "tags"].iter().filter_map(|kind| format!("refs/{kind}/{wanted}").parse::<RefName>().ok());
     let known = known.find(|reference| git::exists(&path, reference));
     let reference = known.ok_or_else(|| refuse(StatusCode::NOT_FOUND, format_args!("{name} has no branch or tag of this name")))?;
-    let turn = hosting.turn(client).await?;
+    let slot = hosting.slot(client).await?;
     // Large files are passed on piece by piece.
     let mut command = git::git(&hosting.doors, &path, &["core.bigFileThreshold=8m"]);
     command.arg(format!("--git-dir={}", path.display()));
     command.args(["archive", "--format=tar.gz"]).arg(format!("--prefix={name}/")).arg(reference.as_str());
     let child = hosting.spawn(&mut command).map_err(|refused| *refused)?;
-    let git = Answering::new(name, child, hosting.doors.settings.max_pack.0, turn).ok_or_else(bug)?;
+    let git = Answering::new(name, child, hosting.doors.settings.max_pack.0, slot).ok_or_else(bug)?;
     Ok(answer("application/gzip", git.body()))
 }
 

@@ -81,25 +81,32 @@ fn everything_is_back_after_a_reboot_and_after_a_pulled_plug() {
     let before = ann.status();
     for pull_the_plug in [false, true] {
         if pull_the_plug {
-            // What was pushed last is only where somebody waited for it to be.
-            ann.push(&["-o", "plan"]).ok();
+            // The deploy of what was pushed goes on, although that is only where somebody has waited for it to be.
+            ann.edit("Hello from Seed", "Hello again");
+            ann.push(&["-o", "async"]).ok();
             machine.pull_the_plug();
             lose_the_last_push(&machine.disk(BARE));
             machine.power_on();
         } else {
             machine.reboot();
         }
-        machine.wait("the page", BOOT, || {
+        let page = if pull_the_plug { "Hello again" } else { "Hello from Seed" };
+        // The old version has to boot before it hears that it is to stop.
+        machine.wait("the page", 3 * BOOT, || {
             let up = machine.property("seed-agent.service", "ActiveState") == "active";
-            (up && ann.shell(&["status"]).code == 0 && ann.page("web") == "Hello from Seed").then_some(())
+            (up && ann.shell(&["status"]).code == 0 && ann.page("web") == page).then_some(())
         });
         let after = ann.status();
         let what = |status: &serde_json::Value| {
             let web = &status["namespaces"][0]["instances"][0];
-            (status["namespaces"][0]["generation"].clone(), web["ipv4"].clone(), web["ipv6"].clone())
+            (web["ipv4"].clone(), web["ipv6"].clone())
         };
         assert_eq!(what(&before), what(&after));
+        let generation = |status: &serde_json::Value| status["namespaces"][0]["generation"].as_str().unwrap().to_owned();
+        assert_eq!(generation(&before) != generation(&after), pull_the_plug);
     }
+    let deploys = ann.shell(&["deploys", "--json"]).ok();
+    assert!(!deploys.contains("failed"), "{deploys}\n{}", machine.journal());
     let pushed = ann.git(&["rev-parse", "HEAD"]).ok();
     let there = ann.git(&["ls-remote", &ann.url("my-app"), "refs/heads/main"]).ok();
     assert_eq!(there.split_whitespace().next(), Some(pushed.trim()), "{}", machine.journal());

@@ -20,16 +20,28 @@ use crate::{
         Doors, ask,
         git::{self, Place},
     },
-    spec::{caller::Caller, name::RepoName},
+    spec::{
+        caller::Caller,
+        name::{Commit, RepoName},
+    },
 };
 
 /// A repository with pushes that the agent has not heard of.
 #[derive(Debug)]
 pub(in crate::serve) struct Found {
     pub(super) name: RepoName,
-    /// Who pushed to its default branch last; `None` if nobody did.
-    pub(super) who: Option<Caller>,
+    /// `None` if its default branch was not pushed to.
+    pub(super) tell: Option<Tell>,
     pub(super) marks: Vec<Mark>,
+}
+
+/// What the agent is to be told of a default branch.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tell {
+    /// Who pushed last.
+    pub who: Caller,
+    /// What was pushed; `None` if that is wherever the branch is now.
+    pub commit: Option<Commit>,
 }
 
 impl Journals {
@@ -64,40 +76,49 @@ impl Journals {
             self.written.notify_one();
         }
         let default = git::default_branch(path);
-        let pusher = |number: &u64| match &read.as_ref()?.get(usize::try_from(*number).ok()?)?.0 {
-            Entry::Git { who } => who.clone(),
-            Entry::Push { who, reference, .. } if Some(reference) == default.as_ref() => who.clone(),
+        // The last push that the agent has to hear of: if it has, it has nothing to hear of those before.
+        let pushes = read.iter().flatten().zip(0..).filter_map(|((entry, _), number)| match entry {
+            Entry::Git { who: Some(who) } => Some((number, Tell { who: who.clone(), commit: None })),
+            Entry::Push { who: Some(who), reference, new, .. } if Some(reference) == default.as_ref() => {
+                Some((number, Tell { who: who.clone(), commit: Some(new.clone()) }))
+            }
             _ => None,
-        };
-        let who = book.unheard.iter().rev().find_map(pusher);
+        });
+        let tell = pushes.last().filter(|(number, _)| book.unheard.contains(number)).map(|(_, tell)| tell);
         let unheard = book.unheard.clone();
         let book = Arc::new(Mutex::new(book));
         let marks: Vec<_> = unheard.into_iter().map(|number| Mark::new(&book, number)).collect();
         locked(&self.open).insert(place, book);
-        Ok((!marks.is_empty()).then_some(Found { name, who, marks }))
+        Ok((!marks.is_empty()).then_some(Found { name, tell, marks }))
     }
 }
 
 /// Tells the agent of the default branches that these pushes may have moved.
 pub(in crate::serve) async fn tell(doors: Arc<Doors>, found: Vec<Found>) {
-    for Found { name, who, marks } in found {
-        if let Some(who) = who {
-            tell_of(&doors, &name, &who).await;
+    for Found { name, tell, marks } in found {
+        if let Some(tell) = tell {
+            tell_of(&doors, &name, tell).await;
         }
         marks.iter().for_each(Mark::answered);
     }
 }
 
-async fn tell_of(doors: &Doors, name: &RepoName, who: &Caller) {
+async fn tell_of(doors: &Doors, name: &RepoName, Tell { who, commit }: Tell) {
     let path = git::path_of(&doors.settings.repositories, name);
     let Some(branch) = git::default_branch(&path) else { return };
-    let mut command = git::git(doors, &path, &[]);
-    command.arg("--git-dir").arg(&path).args(["rev-parse", "--verify", "--quiet", "--end-of-options"]).arg(branch.as_str());
-    let Ok(head) = git::run(command).await else { return };
-    tracing::info!(%name, %branch, "tell the agent of a push that was interrupted");
+    let commit = match commit {
+        Some(commit) => commit.to_string(),
+        None => {
+            let mut command = git::git(doors, &path, &[]);
+            command.arg("--git-dir").arg(&path).args(["rev-parse", "--verify", "--quiet", "--end-of-options"]).arg(branch.as_str());
+            let Ok(head) = git::run(command).await else { return };
+            head.trim().to_owned()
+        }
+    };
+    tracing::info!(%name, %branch, commit, "tell the agent of a push that was interrupted");
     let zero = "0".repeat(40);
     loop {
-        let asked = doors.agent.push(who.as_str(), name.as_str(), branch.as_str(), &zero, head.trim(), "deploy");
+        let asked = doors.agent.push(who.as_str(), name.as_str(), branch.as_str(), &zero, &commit, "deploy");
         match ask::document::<Pushed>(asked).await {
             Err(refusal) if ask::away(&refusal) => tokio::time::sleep(Duration::from_secs(1)).await,
             Err(refusal) => return tracing::warn!(%name, %refusal, "the agent did not take it"),

@@ -5,11 +5,15 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use gix::ObjectId;
 
-use super::{Files, Journals, Mark, recover::Found};
+use super::{
+    Files, Journals, Mark,
+    recover::{Found, Tell},
+};
 use crate::{
     serve::{
         git::{self, Place},
@@ -175,7 +179,8 @@ fn after_a_power_cut_a_push_is_there_whatever_of_its_files_was_not() {
                     put(&world.journal(), Some(&journal));
                     let (_journals, found) = world.start();
                     assert_eq!((world.at(), found.len()), (n, 1), "push {n}");
-                    assert_eq!((found[0].name.as_str(), &found[0].who), ("app", &Some(who("ann"))));
+                    let tell = Tell { who: who("ann"), commit: Some(world.commits[n].parse().unwrap()) };
+                    assert_eq!((found[0].name.as_str(), &found[0].tell), ("app", &Some(tell)));
                     assert_eq!(run(&bare, &["symbolic-ref", "HEAD"], b""), "refs/heads/main");
                     tried += 1;
                 }
@@ -222,7 +227,7 @@ fn a_row_of_pushes_ends_at_the_last_wherever_the_ref_was_left() {
         }
         put(&world.journal(), Some(&journal));
         let (_journals, found) = world.start();
-        assert_eq!((world.at(), &found[0].who), (4, &Some(who("ann"))), "{left}");
+        assert_eq!((world.at(), &found[0].tell.as_ref().unwrap().who), (4, &who("ann")), "{left}");
     }
 }
 
@@ -238,7 +243,8 @@ fn what_git_has_done_since_is_not_undone() {
     drop(journals);
     let (journals, found) = world.start();
     assert_eq!(refs::now(&bare, &other).unwrap(), Now::Nowhere);
-    assert_eq!((world.at(), found[0].marks.len(), &found[0].who), (1, 3, &Some(who("ann"))));
+    let tell = Tell { who: who("ann"), commit: None };
+    assert_eq!((world.at(), found[0].marks.len(), &found[0].tell), (1, 3, &Some(tell)));
     drop(mark);
     // Told once, nothing is left for the start after the next.
     found[0].marks.iter().for_each(Mark::answered);
@@ -313,4 +319,32 @@ fn a_damaged_journal_is_set_aside_and_the_next_one_serves() {
     assert!(found.is_empty() && world.bare().join("damaged-pushes-1").exists());
     journals.git(&world.bare(), Place::of(&world.bare()).unwrap(), None).unwrap();
     assert_eq!(world.at(), 2);
+}
+
+#[test]
+fn the_agent_is_told_of_the_last_push_that_is_to_be_deployed_and_of_none_that_it_knows() {
+    let world = World::new(3);
+    let (bare, journals) = (world.bare(), world.journals());
+    let told = |world: &World| {
+        let (_journals, found) = world.start();
+        found.into_iter().next().and_then(|found| found.tell).map(|tell| tell.commit.unwrap().to_string())
+    };
+    let marks: Vec<_> = [1, 2].map(|n| world.push(&journals, n, &main(), "ann").unwrap()).into();
+    // Only planned.
+    let [old, new] = [2, 3].map(|n| world.commits[n].parse().unwrap());
+    let update = Update { old, new, reference: main().to_string() };
+    journals.push(&bare, Place::of(&bare).unwrap(), (&main(), &update), Some(&world.files(3)), None, || Ok(())).unwrap();
+    assert_eq!(told(&world), Some(world.commits[2].clone()));
+    marks[1].answered();
+    assert_eq!(told(&world), None, "what came before is not told any more");
+    assert_eq!(world.at(), 3);
+}
+
+#[test]
+fn two_processes_do_not_have_the_journals_at_once() {
+    let world = World::new(0);
+    let alone = world.journals().alone(Duration::ZERO).unwrap();
+    assert_eq!(world.journals().alone(Duration::from_millis(150)).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    drop(alone);
+    world.journals().alone(Duration::ZERO).unwrap();
 }

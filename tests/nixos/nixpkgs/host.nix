@@ -74,6 +74,7 @@ in
       "seed-agent.service"
       "seed-ingress.service"
       "seed-ingress.socket"
+      "seed-recover.service"
       "seed-serve.service"
       "seed-serve.socket"
       "seed-serve-acme.socket"
