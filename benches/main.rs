@@ -9,6 +9,7 @@
 //! be measured stays in the table and says why. Machines are those of `tests/host`: real systemd, nix, git, ssh.
 #![allow(
     clippy::disallowed_methods,
+    clippy::disallowed_types,
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::print_stderr,

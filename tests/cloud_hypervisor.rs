@@ -3,7 +3,7 @@
 //!
 //! The guests are kernels of some twenty instructions: they say hello on the serial console, and then halt, power off or reboot. The
 //! store and the TPM are stand-ins that know as much of their protocols as it takes to boot.
-#![allow(clippy::disallowed_methods, reason = "these tests run programs")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "these tests run programs")]
 
 use std::{
     env, fs,

@@ -1,4 +1,5 @@
 //! What completes the command line, in the shells that it is for.
+#![allow(clippy::disallowed_methods, reason = "this test runs shells")]
 
 use std::process::{Command, Stdio};
 

@@ -10,7 +10,7 @@
 //!     NIXPKGS=/path/to/nixpkgs SOPS_NIX=/path/to/sops-nix ONLY=instance cargo test --test nixos
 //!
 //! `ONLY` is a part of `<file>: <case>`.
-#![allow(clippy::disallowed_methods, reason = "tests read files and run programs")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::print_stdout, reason = "tests read files and run programs")]
 
 #[path = "nixos/nix.rs"]
 mod nix;

@@ -1,5 +1,6 @@
 //! What holds of every plan, whatever was there and wherever it was cut short: tried on a machine made of memory that refuses a step
 //! which a real one should not be asked for.
+#![allow(clippy::unwrap_used, reason = "that is how tests fail")]
 
 #[path = "plan/rollout.rs"]
 mod rollout;

@@ -1,6 +1,6 @@
 //! What is rendered, to the byte: each folder of tests/fixtures holds a `case.json` and the text of every unit, file and ruleset that
 //! comes of it. `SEED_BLESS=1 cargo test --test render` writes them anew; then `git diff` shows what a change means on a machine.
-#![allow(clippy::disallowed_methods, reason = "fixtures are files")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "fixtures are files")]
 
 use std::{
     collections::BTreeMap,

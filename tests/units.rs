@@ -1,5 +1,5 @@
 //! How exposed the two processes are, by `systemd-analyze security`; and that the files beside their units say what they should.
-#![allow(clippy::disallowed_methods, reason = "tests touch the machine")]
+#![allow(clippy::disallowed_methods, clippy::print_stderr, reason = "tests touch the machine")]
 
 use std::{
     collections::BTreeSet,

@@ -1,5 +1,11 @@
 //! The agent in process: the real loop against a machine made of memory, a state made of memory and a builder that answers from a table.
-#![allow(clippy::disallowed_methods, reason = "tests touch the machine")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests touch the machine"
+)]
 
 mod forge;
 mod forge_ssh;

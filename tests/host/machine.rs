@@ -3,7 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -159,7 +162,7 @@ impl Machine {
             "ssh -i {home}/key -p 2222 -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no \
              -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
         );
-        let tenant = Tenant { machine: self, home, ssh, repo: repo.to_owned() };
+        let tenant = Tenant { machine: self, home, ssh, repo: repo.to_owned(), namespace: OnceLock::new() };
         if !repo.is_empty() {
             let flake = Path::new(env!("CARGO_MANIFEST_DIR")).join("templates/minimal/flake.nix");
             let flake = std::fs::read_to_string(flake).expect("the template");
@@ -212,6 +215,7 @@ pub struct Tenant<'a> {
     home: String,
     ssh: String,
     pub repo: String,
+    namespace: OnceLock<String>,
 }
 
 impl Tenant<'_> {
@@ -329,7 +333,9 @@ impl Tenant<'_> {
 
     /// The page of an instance, fetched by its DNS name, which Seed's own DNS server tells; empty if there is none.
     pub fn page(&self, instance: &str) -> String {
-        let url = format!("http://{instance}.{}.seed.example/", self.namespace());
+        // Asked for once: it stays the same, and whoever waits for a page asks again and again while a guest boots.
+        let namespace = self.namespace.get_or_init(|| self.namespace());
+        let url = format!("http://{instance}.{namespace}.seed.example/");
         self.machine.run(&["curl", "-s", "-m", "5", &url]).out.trim().to_owned()
     }
 }

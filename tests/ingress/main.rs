@@ -1,5 +1,5 @@
 //! The real HAProxy with the rendered configuration: real TLS, real HTTP, and changes while it runs.
-#![allow(clippy::disallowed_methods, reason = "tests touch the machine")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests touch the machine")]
 
 mod world;
 
