@@ -375,7 +375,8 @@ fn ask(words: &[String]) -> anyhow::Result<ExitCode> {
             true => serve::shell::Asking::Line,
             false => serve::shell::Asking::Nobody,
         };
-        let look = serve::shell::Look { terminal, colour, asking };
+        let columns = if terminal { inside::columns() } else { 0 };
+        let look = serve::shell::Look { terminal, colour, columns, asking };
         let (input, out, errors) = (tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr());
         let code = serve::shell::run(words, None, &agent, input, out, errors, look).await;
         Ok(ExitCode::from(code))

@@ -12,6 +12,7 @@ mod history;
 mod logs;
 mod remote;
 mod show;
+mod table;
 
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub struct Look {
     pub colour: bool,
     /// Whether that person can be asked something.
     pub asking: Asking,
+    /// How many letters a line of it holds; 0 if that is not known.
+    pub columns: usize,
 }
 
 /// Why a verb did not end well. Whoever reads what we print may have gone away, which is nobody's error.
@@ -301,7 +304,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 let shown = if arguments.json {
                     format!("{document}\n")
                 } else {
-                    access::invites(&document, show::now(), arguments.flag("--all"))?
+                    access::invites(&document, show::now(), arguments.flag("--all"), self.look)?
                 };
                 self.print(&shown).await
             }

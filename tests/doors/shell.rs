@@ -72,6 +72,18 @@ async fn status_is_a_table_or_the_document() {
         .ok();
     assert!(ran.out.contains("\x1b[32mrunning\x1b[0m") && ran.out.contains("\r\n") && !ran.out.contains("\r\r"), "{ran:?}");
     assert_eq!(ran.out.matches('\n').count(), ran.out.matches("\r\n").count());
+    // What has no room beside the rest stands below it, in each of the two places that it is asked from.
+    let ssh = world.ssh_command("ann", &["status"]);
+    let words: Vec<&str> = ssh.as_std().get_args().map(|word| word.to_str().unwrap()).collect();
+    for (columns, line) in [(70, format!("ssh -tt {}", words.join(" "))), (60, format!("{} status", env!("CARGO_BIN_EXE_seed")))] {
+        let line = format!("stty cols {columns}; {line}");
+        let mut script = tokio::process::Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env("TERM", "dumb").env("NO_COLOR", "1").stdin(Stdio::null());
+        let ran = run(script.env("DBUS_SYSTEM_BUS_ADDRESS", &world.address)).await.ok();
+        assert!(ran.out.contains("NAME") && !ran.out.contains("IPV4       IPV6"), "{ran:?}");
+        let widest = ran.out.lines().skip(1).map(|line| line.trim_end().chars().count()).max();
+        assert!(widest <= Some(columns) && ran.out.contains("SIZE") && ran.out.contains("1 CPU, 512 MiB"), "{ran:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
