@@ -203,7 +203,12 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 self.print(&shown).await
             }
             "invite" => self.invite(rest).await,
-            // The door and the command line take these before they come here; over SSH, copies have no command at all.
+            // Who copies and is told that it was done may remove the original.
+            "cp" if !operator => {
+                let how = "cp copies nothing over SSH: scp FILE HOST:INSTANCE:/PATH does, or sftp (`help cp`)";
+                Err(Refusal::Invalid(how.into()).into())
+            }
+            // The door and the command line take these before they come here.
             "exec" | "shell" | "forward" | "cp" => self.print(&help::of(verb, operator)?).await,
             "domain" => self.domain(rest).await,
             "repo" => self.repo(rest).await,

@@ -89,7 +89,7 @@ async fn status_is_a_table_or_the_document() {
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_say_what_to_do_and_have_codes() {
     let world = World::new().await;
-    let table: [(&[&str], i32, &str); 13] = [
+    let table: [(&[&str], i32, &str); 14] = [
         (&["statsu"], 2, "did you mean status?"),
         (&["rm", "-rf", "/"], 2, "there are status, logs"),
         (&["status", "--jsn"], 2, "knows no option \"--jsn\""),
@@ -102,6 +102,7 @@ async fn errors_say_what_to_do_and_have_codes() {
         (&["plant", "silo:my-app"], 2, "an invite code"),
         (&["plan"], 4, "on the host itself: seed plan"),
         (&["invite", "new"], 4, "on the host itself: seed invite"),
+        (&["cp", "page.html", "web:/srv/"], 2, "scp FILE HOST:INSTANCE:/PATH"),
         (&["'unclosed"], 2, "quote"),
     ];
     for (words, code, text) in table {
