@@ -145,7 +145,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
 
     fn quota_of(&self, report: &QuotaReport) -> String {
         let QuotaReport { quota, used, .. } = report;
-        let bytes = |used: u64, most: Bytes| (Bytes(used).rough().to_string(), most.to_string());
+        let bytes = |used: u64, most: u64| (Bytes(used).rough().to_string(), Bytes(most).to_string());
         let count = |used: u64, most: u32| (used.to_string(), most.to_string());
         let table = [
             ("instances", count(used.share.instances, quota.instances)),
