@@ -122,7 +122,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Shell(words) => ask(&words),
         Verb::Completion { shell } => {
-            clap_complete::generate(shell, &mut manual::documented(), "seed", &mut std::io::stdout().lock());
+            clap_complete::generate(shell, &mut manual::completed(), "seed", &mut std::io::stdout().lock());
             Ok(ExitCode::SUCCESS)
         }
         Verb::Man { folder } => {

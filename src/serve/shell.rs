@@ -36,7 +36,7 @@ const INVITE_ID: usize = 6;
 const WATCH: Duration = Duration::from_secs(2);
 
 pub use confirm::Asking;
-pub use help::{Known, verbs};
+pub use help::{Known, VerbOption, verbs};
 
 /// What can be answered without asking anybody: help, and that there is no such verb.
 pub fn alone(words: &[String], operator: bool) -> Option<Result<String, Refusal>> {

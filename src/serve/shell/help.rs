@@ -286,6 +286,16 @@ fn options(verb: &str) -> &'static [VerbOption] {
     }
 }
 
+/// The words of which one comes first, and says what a verb is to do.
+fn deeds(verb: &str) -> &'static [&'static str] {
+    match verb {
+        "domain" => &["add", "remove", "list"],
+        "repo" => &["list", "visibility", "rename", "delete"],
+        "invite" => &["new", "list", "revoke"],
+        _ => &[],
+    }
+}
+
 /// A verb, as completion and manual pages need to know it.
 #[derive(Debug, Clone, Copy)]
 pub struct Known {
@@ -294,13 +304,14 @@ pub struct Known {
     pub short: &'static str,
     pub long: &'static str,
     pub options: &'static [VerbOption],
+    pub deeds: &'static [&'static str],
 }
 
 /// Every verb, in the order of the help, as it is on the host.
 pub fn verbs() -> impl Iterator<Item = Known> {
     VERBS.iter().map(|verb| {
         let (usage, short, long) = verb.words(true);
-        Known { name: verb.name, usage, short, long, options: options(verb.name) }
+        Known { name: verb.name, usage, short, long, options: options(verb.name), deeds: deeds(verb.name) }
     })
 }
 
@@ -360,7 +371,7 @@ pub(super) fn all(operator: bool) -> String {
             "cp" if operator => "cp [-r] FILE INSTANCE:/PATH",
             _ => usage,
         };
-        text.push_str(&format!("  {} {usage:<38} {short}\n", prefix(operator)));
+        text.push_str(&format!("  {} {usage:<40} {short}\n", prefix(operator)));
     }
     text.push_str(
         "\nEvery verb takes --json. Exit codes: 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 the agent is away.\n",
@@ -441,6 +452,10 @@ mod tests {
                     || short.is_some_and(|short| known.usage.contains(&format!("-{short}")));
                 assert!(named, "{}: --{long}", known.name);
             }
+        }
+        for known in verbs() {
+            let usage: Vec<&str> = known.usage.split(|c: char| !c.is_ascii_alphabetic()).collect();
+            assert!(known.deeds.iter().all(|deed| usage.contains(deed)), "{}: {:?}", known.name, known.deeds);
         }
         for verb in &VERBS {
             assert!(of(verb.name, true).unwrap().contains(verb.words(true).0));
