@@ -95,7 +95,7 @@ impl Record {
 
 /// Whether what is said of a commit tells of a change of who may what.
 pub(super) fn is_about_access(note: &str) -> bool {
-    note.starts_with("access: ")
+    note.starts_with(super::repository::ACCESS)
 }
 
 /// That it was done: the job that follows from it, and whom it lets in or no longer.

@@ -87,7 +87,8 @@ const VERBS: [Verb; 26] = [
         name: "deploy",
         usage: "deploy REPO",
         short: "deploy what was pushed, again",
-        long: "After a push with -o plan, or when the host was at fault. An instance that is as it should be is not touched.",
+        long: "After a push with -o plan, or when the host was at fault. An instance that is as it should be is not touched. Who has access \
+               changes with a push only.",
         operator: false,
     },
     Verb {
