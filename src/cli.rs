@@ -367,7 +367,10 @@ fn ask(words: &[String]) -> anyhow::Result<ExitCode> {
             }
         };
         if let Some(visit) = visit {
-            return Ok(visit.run(&agent, json(words)).await.unwrap_or_else(|refusal| refused(words, &refusal)));
+            return Ok(visit
+                .run(&agent, json(words))
+                .await
+                .unwrap_or_else(|refusal| refused(words, &serve::shell::on_host(refusal))));
         }
         let terminal = std::io::stdout().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();

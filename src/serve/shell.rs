@@ -35,6 +35,7 @@ const INVITE_ID: usize = 6;
 /// How often a status that is watched is asked for.
 const WATCH: Duration = Duration::from_secs(2);
 
+pub use super::ask::on_host;
 pub use confirm::Asking;
 pub use help::{Known, VerbOption, verbs};
 
@@ -114,6 +115,7 @@ where
         Ok(code) => code,
         Err(End::Gone) => 1,
         Err(End::Refused(refusal)) => {
+            let refusal = if who.is_none() { on_host(refusal) } else { refusal };
             // There is nobody left to tell.
             drop(err.write_all(format!("{}\n", error_line(&refusal, json)).as_bytes()).await);
             refusal.exit_code()
