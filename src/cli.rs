@@ -127,8 +127,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         }
         Verb::Man { folder } => {
             std::fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
-            clap_mangen::generate_to(manual::documented(), &folder)
-                .with_context(|| format!("could not write to {}", folder.display()))?;
+            manual::write(&folder).with_context(|| format!("could not write to {}", folder.display()))?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::CheckConfig { file } => {

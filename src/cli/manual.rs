@@ -1,5 +1,7 @@
 //! What manual pages and completion are made of: every verb, with all that it takes.
 
+use std::path::Path;
+
 use clap::CommandFactory;
 
 use super::Cli;
@@ -21,7 +23,7 @@ fn command(name: &'static str, options: &[shell::VerbOption]) -> clap::Command {
 }
 
 /// The command line with every verb spelled out, for manual pages: one for each verb.
-pub(super) fn documented() -> clap::Command {
+fn documented() -> clap::Command {
     let verb = |known: shell::Known| {
         command(known.name, known.options)
             .about(known.short)
@@ -36,6 +38,22 @@ pub(super) fn documented() -> clap::Command {
         .about(whole.get_about().cloned().unwrap_or_default())
         .disable_help_subcommand(true)
         .subcommands(shown.chain(shell::verbs().map(verb)))
+}
+
+/// Writes the manual: a page for each verb.
+pub(super) fn write(folder: &Path) -> std::io::Result<()> {
+    clap_mangen::generate_to(documented(), folder)?;
+    for known in shell::verbs() {
+        // What would be there knows the options, and nothing of what a verb is about.
+        let path = folder.join(format!("seed-{}.1", known.name));
+        let page = std::fs::read_to_string(&path)?;
+        let mut lines: Vec<&str> = page.lines().collect();
+        let at = lines.iter().position(|line| *line == ".SH SYNOPSIS").map_or(lines.len(), |at| at + 1);
+        let usage = format!("\\fBseed\\fR {}", known.usage.replace('-', "\\-"));
+        lines.splice(at..(at + 1).min(lines.len()), [usage.as_str()]);
+        std::fs::write(&path, lines.join("\n") + "\n")?;
+    }
+    Ok(())
 }
 
 /// The same for completion, which offers what a verb is to do as well: `invite revoke`.
@@ -69,10 +87,13 @@ mod tests {
         documented().debug_assert();
         completed().debug_assert();
         let dir = tempfile::tempdir().expect("a folder");
-        clap_mangen::generate_to(documented(), dir.path()).expect("written");
+        write(dir.path()).expect("written");
         for known in shell::verbs() {
             let page = std::fs::read_to_string(dir.path().join(format!("seed-{}.1", known.name))).expect("a page");
-            assert!(page.contains(".SH NAME"), "{}", known.name);
+            assert!(page.contains(".SH NAME") && page.contains(".SH DESCRIPTION"), "{}", known.name);
         }
+        let page = std::fs::read_to_string(dir.path().join("seed-invite.1")).expect("a page");
+        let synopsis = ".SH SYNOPSIS\n\\fBseed\\fR invite new [\\-\\-uses N]";
+        assert!(page.contains(synopsis) && page.contains("| revoke ID\n.SH DESCRIPTION"), "{page}");
     }
 }

@@ -242,6 +242,12 @@ fn on_host(verb: &str) -> Option<(&'static str, &'static str, &'static str)> {
             "a TCP port of an instance at 127.0.0.1, until Ctrl-C",
             "At LOCALPORT, or at PORT if none is given; 0 is any that is free. The instance needs to expose nothing.",
         ),
+        "quota" => (
+            "quota [REPO] | set REPO NAME=VALUE... | set REPO default",
+            "how much a namespace has, and may have",
+            "What is more than that is refused before anything is stopped. set gives one namespace another quota, as memory=8Gi routes=2, and \
+             default takes that back. What runs goes on.",
+        ),
         "audit" => (
             "audit [--since TIME] [--lines N] | --verify",
             "who changed what, when and from where",
@@ -293,6 +299,7 @@ fn deeds(verb: &str) -> &'static [&'static str] {
         "domain" => &["add", "remove", "list"],
         "repo" => &["list", "visibility", "rename", "delete"],
         "invite" => &["new", "list", "revoke"],
+        "quota" => &["set"],
         _ => &[],
     }
 }
@@ -370,6 +377,7 @@ pub(super) fn all(operator: bool) -> String {
             "logs" => "logs [REPO/]INSTANCE [-f] [-n N] …",
             "remote" => "remote REPO [token | key | …]",
             "cp" if operator => "cp [-r] FILE INSTANCE:/PATH",
+            "quota" if operator => "quota [REPO] | set REPO …",
             _ => usage,
         };
         text.push_str(&format!("  {} {usage:<40} {short}\n", prefix(operator)));
