@@ -125,13 +125,12 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Shell(words) => ask(&words),
         Verb::Completion { shell } => {
-            clap_complete::generate(shell, &mut manual::documented(), "seed", &mut std::io::stdout().lock());
+            clap_complete::generate(shell, &mut manual::completed(), "seed", &mut std::io::stdout().lock());
             Ok(ExitCode::SUCCESS)
         }
         Verb::Man { folder } => {
             std::fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
-            clap_mangen::generate_to(manual::documented(), &folder)
-                .with_context(|| format!("could not write to {}", folder.display()))?;
+            manual::write(&folder).with_context(|| format!("could not write to {}", folder.display()))?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::CheckConfig { file } => {
@@ -373,7 +372,10 @@ fn ask(words: &[String]) -> anyhow::Result<ExitCode> {
             }
         };
         if let Some(visit) = visit {
-            return Ok(visit.run(&agent, json(words)).await.unwrap_or_else(|refusal| refused(words, &refusal)));
+            return Ok(visit
+                .run(&agent, json(words))
+                .await
+                .unwrap_or_else(|refusal| refused(words, &serve::shell::on_host(refusal))));
         }
         let terminal = std::io::stdout().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
@@ -381,7 +383,8 @@ fn ask(words: &[String]) -> anyhow::Result<ExitCode> {
             true => serve::shell::Asking::Line,
             false => serve::shell::Asking::Nobody,
         };
-        let look = serve::shell::Look { terminal, colour, asking };
+        let columns = if terminal { inside::columns() } else { 0 };
+        let look = serve::shell::Look { terminal, colour, columns, asking };
         let (input, out, errors) = (tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr());
         let code = serve::shell::run(words, None, &agent, input, out, errors, look).await;
         Ok(ExitCode::from(code))

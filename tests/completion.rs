@@ -58,11 +58,13 @@ fn each_shell_offers_the_verbs_and_their_options_and_nothing_internal() {
         assert_eq!(offered.iter().any(|word| word == verb), there, "{verb}: {offered:?}");
     }
     assert_eq!(bash(&["seed", "logs", "--foll"]), ["--follow".to_owned()]);
+    assert_eq!(bash(&["seed", "invite", "re"]), ["revoke".to_owned()]);
 
     let mut offered = fish("seed sta");
     offered.sort();
     assert_eq!(offered, ["start", "status"].map(str::to_owned));
     assert!(fish("seed logs --").contains(&"--follow".to_owned()));
+    assert!(fish("seed repo vis").contains(&"visibility".to_owned()));
     assert!(!fish("seed ").iter().any(|word| word == "store-view"));
 
     let offered = zsh("seed ");

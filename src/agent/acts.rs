@@ -95,7 +95,7 @@ impl Record {
 
 /// Whether what is said of a commit tells of a change of who may what.
 pub(super) fn is_about_access(note: &str) -> bool {
-    note.starts_with("access: ")
+    note.starts_with(super::repository::ACCESS)
 }
 
 /// That it was done: the job that follows from it, and whom it lets in or no longer.
@@ -131,8 +131,10 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
     };
     match request {
         Request::OpenRepository { who, name, access } if access == "write" => act(who, "create", name, &[name]),
-        Request::Push { who, repository, reference, new, mode, .. } if mode != "plan" => {
-            act(who, "push", repository, &[repository, reference, new])
+        Request::Push { who, repository, reference, new, mode, .. } => {
+            // What is only planned has moved the branch all the same.
+            let option = if mode == "plan" { &["-o plan"][..] } else { &[] };
+            act(who, "push", repository, &[&[repository.as_str(), reference, new][..], option].concat())
         }
         Request::Plant { who, uri, .. } => {
             let name = uri.strip_prefix("silo:").unwrap_or(uri);
@@ -210,7 +212,6 @@ fn act_of(memory: &Memory, request: &Request) -> Option<Act> {
             History::Unplant { who, repository, .. } => act(who, "unplant", &called(memory, who, repository), &[repository]),
         },
         Request::OpenRepository { .. }
-        | Request::Push { .. }
         | Request::Status { .. }
         | Request::Plan
         | Request::Follow { .. }

@@ -11,7 +11,7 @@ use crate::{
     build::{Builder, disk::bytes_of_repository},
     bus::{
         Refusal,
-        access::{QuotaReport, QuotaUse},
+        access::{QuotaMost, QuotaReport, QuotaUse},
         shell::QuotaList,
     },
     host::Host,
@@ -67,7 +67,7 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
                 let builds = u32::from(self.deploying.contains_key(&namespace)) + self.plans(&namespace);
                 let own = self.memory.quotas.contains_key(&namespace);
                 let routes = self.memory.wants.get(&namespace).map_or(0, |want| want.routes.len());
-                (repository, bare, self.quota_of(&namespace).clone(), own, share, builds, routes, namespace)
+                (repository, bare, QuotaMost::from(self.quota_of(&namespace)), own, share, builds, routes, namespace)
             })
             .collect();
         let shared = self.shared.clone();

@@ -166,11 +166,11 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
     /// The repository that a push or a plant is about, if the asker may write to it, and the commit whose keys count.
     fn readable(&self, request: &Request) -> Result<(RepoName, Option<(RefName, Commit)>), Refusal> {
         match request {
-            Request::Push { who, repository, reference, new, mode, .. } => {
+            Request::Push { who, repository, reference, new, .. } => {
                 let name: RepoName = repository.parse().map_err(invalid)?;
                 let (reference, commit): (RefName, Commit) = (reference.parse().map_err(invalid)?, new.parse().map_err(invalid)?);
                 self.writable(&principal(who)?, &name)?;
-                Ok((name, (mode == "deploy" && !is_zero(&commit)).then_some((reference, commit))))
+                Ok((name, (!is_zero(&commit)).then_some((reference, commit))))
             }
             Request::Plant { who, uri, .. } => {
                 let FlakeUri::Silo(name) = uri.parse().map_err(invalid)? else { return Err(bug()) };
@@ -225,6 +225,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let namespace = FlakeUri::Silo(name.clone()).namespace();
         let planted = self.memory.plants.contains_key(&namespace);
         let ask = Ask { repo: name.clone(), reference, commit, by, at: now() };
+        let (keys, said) = new_keys(&repository, &who, read.keys, now());
+        notes.extend(said.into_iter().map(|note| match note.strip_prefix(ACCESS) {
+            // Its branch has moved, and deploying it later does not do this: whoever takes a key out has to know.
+            Some(change) if mode == Mode::Plan => format!("access, once it is pushed without -o plan: {change}"),
+            _ => note,
+        }));
         if mode == Mode::Plan && !planted {
             notes.push(format!("{name} is not planted yet, so there is no plan; with an invite code: plant silo:{name} CODE"));
             return Ok(json(&Pushed { job: String::new(), notes }));
@@ -234,8 +240,6 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
             return Ok(json(&Pushed { job: job.name, notes }));
         }
         let mut batch: Batch = Vec::new();
-        let (keys, mut said) = new_keys(&repository, &who, read.keys, now());
-        notes.append(&mut said);
         if keys != repository.keys {
             batch.push(Change::Repo(name.clone(), Some(Repository { keys, ..repository })));
         }
@@ -334,6 +338,8 @@ pub(super) fn denied(who: &Principal, verb: Verb, repository: &Repository) -> Re
     }
 }
 
+/// What a note about a change of who has access begins with.
+pub(super) const ACCESS: &str = "access: ";
 /// How many lines of a key file, or changes by one, a push is told about.
 const TOLD: usize = 10;
 
@@ -377,9 +383,9 @@ pub(super) fn new_keys(
         notes.push(".authorized_keys was changed, but your key is none of an admin: who has access stays as it was".to_owned());
         return (before(), notes);
     }
-    notes.extend(changes.iter().take(TOLD).map(|change| format!("access: {change}")));
+    notes.extend(changes.iter().take(TOLD).map(|change| format!("{ACCESS}{change}")));
     if changes.len() > TOLD {
-        notes.push(format!("access: {} more changes", changes.len() - TOLD));
+        notes.push(format!("{ACCESS}{} more changes", changes.len() - TOLD));
     }
     (grants, notes)
 }

@@ -38,6 +38,9 @@ pub fn plants<'a>(memory: &'a Memory, who: &Principal, filter: &str) -> Result<V
     }
     let found: Vec<&Plant> = visible.iter().copied().filter(|plant| is_called(plant, filter)).collect();
     if found.is_empty() {
+        if let Some(refusal) = unplanted(memory, who, filter) {
+            return Err(refusal);
+        }
         let names = visible.iter().map(|plant| repository(plant));
         return Err(Refusal::NotFound(format!("you have no repository {filter:?}{}", candidates(names))));
     }
@@ -72,12 +75,23 @@ pub fn instance(memory: &Memory, who: &Principal, verb: Verb, name: &str) -> Res
                 ))),
             }
         }
-        0 => Err(Refusal::NotFound(format!("you have no instance {name:?}{}", candidates(all.into_iter())))),
+        0 => Err(place
+            .and_then(|place| unplanted(memory, who, place))
+            .unwrap_or_else(|| Refusal::NotFound(format!("you have no instance {name:?}{}", candidates(all.into_iter()))))),
         _ => {
             let names = found.into_iter().map(|(full, _)| full);
             Err(Refusal::NotFound(format!("{name:?} is ambiguous{}", candidates(names))))
         }
     }
+}
+
+/// What to say of a repository that `who` may see, if nothing runs because it is not planted (any more).
+fn unplanted(memory: &Memory, who: &Principal, name: &str) -> Option<Refusal> {
+    let mut all = memory.repos.values();
+    let repository = all.find(|repository| repository.name.as_str() == name && access::may(who, Verb::See, repository, now()))?;
+    let uri = FlakeUri::Silo(repository.name.clone());
+    let is_planted = memory.plants.contains_key(&uri.namespace());
+    (!is_planted).then(|| Refusal::NotFound(format!("{name} is not planted, so nothing of it runs here: plant {uri} CODE")))
 }
 
 /// The name of the repository that was planted.
@@ -149,6 +163,23 @@ mod tests {
         assert!(said("web").contains("ambiguous; there is one/web, two/web"), "{}", said("web"));
         assert!(said("nope").contains("there is one/api, one/web, two/web"), "{}", said("nope"));
         assert!(instance(&memory, &Principal::Operator, Verb::See, "db").is_ok());
+    }
+
+    #[test]
+    fn who_has_a_repository_that_is_not_planted_is_not_told_that_there_is_none() {
+        let (mut memory, ann) = memory();
+        memory.plants.remove(&"silo:one".parse::<FlakeUri>().unwrap().namespace());
+        memory.plants.remove(&"silo:secret".parse::<FlakeUri>().unwrap().namespace());
+        let [own, anothers] = ["one", "secret"].map(|name| {
+            let place = plants(&memory, &ann, name).unwrap_err();
+            (place, instance(&memory, &ann, Verb::See, &format!("{name}/web")).unwrap_err())
+        });
+        for refusal in [&own.0, &own.1] {
+            assert!(matches!(refusal, Refusal::NotFound(text) if text.contains("plant silo:one CODE")), "{refusal}");
+        }
+        for refusal in [&anothers.0, &anothers.1] {
+            assert!(!refusal.to_string().contains("not planted"), "{refusal}");
+        }
     }
 
     #[test]

@@ -56,8 +56,30 @@ pub struct QuotaReport {
     pub repository: String,
     /// Whether the operator gave it a quota of its own.
     pub own: bool,
-    pub quota: Quota,
+    pub quota: QuotaMost,
     pub used: QuotaUse,
+}
+
+/// The most that there may be, in the units of [`QuotaUse`], so that the two can be compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuotaMost {
+    pub instances: u32,
+    pub vcpus: u32,
+    pub memory: u64,
+    pub volumes: u64,
+    pub repository: u64,
+    pub builds: u32,
+    pub logs: u64,
+    pub routes: u32,
+}
+
+impl From<&Quota> for QuotaMost {
+    fn from(quota: &Quota) -> Self {
+        let Quota { instances, vcpus, memory, volumes, repository, builds, logs, routes } = *quota;
+        let [memory, volumes, repository, logs] = [memory, volumes, repository, logs].map(|bytes| bytes.0);
+        Self { instances, vcpus, memory, volumes, repository, builds, logs, routes }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -67,7 +67,8 @@ fn what_json_prints_is_what_was_promised() {
         "repositories": [{ "name": "app", "standing": "owner", "visibility": "public", "owner": "SHA256:x", "access": ["SHA256:y deploy"],
                            "created": 7, "namespace": "s-a" }],
     }));
-    let quota = json!({ "instances": 8, "vcpus": 8, "memory": "8Gi", "volumes": "32Gi", "repository": "1Gi", "builds": 2, "logs": "1Gi",
+    let quota = json!({ "instances": 8, "vcpus": 8, "memory": 8_589_934_592_u64, "volumes": 34_359_738_368_u64,
+                        "repository": 1_073_741_824, "builds": 2, "logs": 1_073_741_824,
                         "routes": 0 });
     let used = json!({ "instances": 1, "vcpus": 1, "memory": 536_870_912, "volumes": 67_108_864, "logs": 1024, "repository": 4096,
                        "builds": 0, "routes": 0 });

@@ -39,6 +39,11 @@ pub enum Visit {
     Forward(forward::Forward),
 }
 
+/// How many letters a line of the terminal holds; 0 if that is not known.
+pub fn columns() -> usize {
+    terminal::size().map_or(0, |[columns, ..]| usize::try_from(columns).unwrap_or(0))
+}
+
 impl Visit {
     /// Whether words are one of these verbs.
     pub fn is(words: &[String]) -> bool {

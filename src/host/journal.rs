@@ -54,6 +54,10 @@ pub async fn read(sources: Vec<Source>, query: JournalQuery, sink: mpsc::Sender<
             directory.push(guest);
             let mut command = journalctl(&[], &query);
             command.arg(directory);
+            if query.follow {
+                // Alone, --follow is for one boot of the guest, and says nothing of the next.
+                command.arg("--merge");
+            }
             if !query.unit.is_empty() {
                 command.arg(format!("--unit={}", query.unit));
             }

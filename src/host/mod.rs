@@ -376,7 +376,8 @@ impl Host for Machine {
 
     async fn restart(&self, id: &SetId) -> Result<(), HostError> {
         let pattern = pattern(id);
-        let units: Vec<String> = self.systemd.list(&[&pattern]).await?.into_keys().collect();
+        let mut units: Vec<String> = self.systemd.list(&[&pattern]).await?.into_keys().collect();
+        units.sort_by_key(|name| *name != vm_unit(id));
         // Should this be cut short, the next pass starts it.
         files::clear_started(&self.layout, id)?;
         self.stop(&units).await?;

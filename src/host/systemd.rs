@@ -240,7 +240,8 @@ impl Systemd {
         }
     }
 
-    /// Stops units and waits until systemd has forgotten all of them, so that their files are read anew when they are started.
+    /// Stops units and waits until systemd has forgotten all of them, so that their files are read anew when they are started. The first
+    /// is asked first: what is only wanted by it, as its journal is, goes at once unless it is stopping already.
     /// `patience` is the time that their own TimeoutStopSec may take.
     pub async fn stop(&self, units: &[String], patience: Duration) -> Result<(), HostError> {
         let names: Vec<&str> = units.iter().map(String::as_str).collect();
@@ -258,7 +259,7 @@ impl Systemd {
                 let result = format!("it is {} ({})", state.active_state, state.sub_state);
                 return Err(HostError::Job { deed: "stop", unit: first.clone(), result });
             }
-            for (name, unit) in &loaded {
+            for (name, unit) in units.iter().filter_map(|name| loaded.get_key_value(name)) {
                 match unit.state() {
                     UnitState::Failed => self.reset_failed(name).await?,
                     UnitState::Active | UnitState::Activating => {

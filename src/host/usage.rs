@@ -19,7 +19,7 @@ use tokio::process::Command;
 
 use super::{HostError, files, volume::ext4};
 use crate::{
-    render::{Layout, vm_unit},
+    render::{Layout, credentials::NOTIFY_PORT, vm_unit},
     spec::name::{SetId, VolumeName},
 };
 
@@ -92,6 +92,13 @@ fn cgroup(id: &SetId) -> PathBuf {
     Path::new(CGROUPS).join("seed.slice").join(slice).join(vm_unit(id))
 }
 
+/// When the guest was started, in seconds since 1970. What it has used includes its boot, which was over when it entered its state. A
+/// process of another user is not to be seen from here, and systemd costs a question; the socket for its notifications is made anew each time.
+fn started(layout: &Layout, id: &SetId) -> Option<u64> {
+    let socket = fs::symlink_metadata(layout.run_of(id).join(format!("vsock_{NOTIFY_PORT}"))).ok()?;
+    u64::try_from(socket.mtime()).ok()
+}
+
 /// The value of a key in the text of `cpu.stat`.
 fn stat(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
@@ -105,7 +112,8 @@ impl Meter {
         // A group that is gone has nothing: the guest has ended meanwhile.
         let memory = fs::read_to_string(group.join("memory.current")).ok().and_then(|text| text.trim().parse().ok());
         let micros = fs::read_to_string(group.join("cpu.stat")).ok().and_then(|text| stat(&text, "usage_usec "));
-        let cpu_milli = micros.and_then(|micros| self.rate(id, micros, now.saturating_sub(subject.since)));
+        let since = started(layout, id).unwrap_or(subject.since);
+        let cpu_milli = micros.and_then(|micros| self.rate(id, micros, now.saturating_sub(since)));
         let blocks = |name: &VolumeName| {
             let path = layout.volume(id, name);
             let image = fs::symlink_metadata(&path).ok()?;
@@ -261,6 +269,19 @@ mod tests {
         assert_eq!(meter.rate(&id, 1_000_000, 2), Some(500));
         assert_eq!(stat("usage_usec 17\nuser_usec 3\n", "usage_usec "), Some(17));
         assert!(cgroup(&id).ends_with("seed.slice/seed-gaydazldmnsg.slice/seed-vm@s-gaydazldmnsg-web.service"));
+    }
+
+    #[test]
+    fn a_guest_has_used_its_cpu_since_it_was_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout { run: dir.path().to_owned(), ..crate::render::samples::layout() };
+        let id: SetId = "s-gaydazldmnsg/web".parse().unwrap();
+        assert_eq!(started(&layout, &id), None);
+        let socket = layout.run_of(&id).join("vsock_9001");
+        fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        let made = fs::File::create(&socket).unwrap();
+        made.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(1000)).unwrap();
+        assert_eq!(started(&layout, &id), Some(1000));
     }
 
     #[test]

@@ -56,6 +56,20 @@ pub fn unknown(refusal: &Refusal) -> bool {
         || matches!(refusal, Refusal::ZBus(zbus::Error::MethodError(name, ..)) if name.as_str() == "org.freedesktop.DBus.Error.UnknownMethod")
 }
 
+/// Whether the bus itself did not let it through.
+fn forbidden(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::ZBus(zbus::Error::FDO(error)) if matches!(**error, zbus::fdo::Error::AccessDenied(_)))
+        || matches!(refusal, Refusal::ZBus(zbus::Error::MethodError(name, ..)) if name.as_str() == "org.freedesktop.DBus.Error.AccessDenied")
+}
+
+/// What a refusal means to whoever typed a verb on the host: that somebody else than root did is the likeliest reason for one of the bus.
+pub fn on_host(refusal: Refusal) -> Refusal {
+    match forbidden(&refusal) {
+        true => Refusal::Denied("only root is the operator of this host: sudo seed …, or with a key of your own ssh HOST …".into()),
+        false => refusal,
+    }
+}
+
 /// Whether nobody answered, so that asking again later may help.
 pub fn away(refusal: &Refusal) -> bool {
     use zbus::fdo::Error as Fdo;

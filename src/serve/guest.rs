@@ -131,6 +131,10 @@ pub async fn enter(agent: &SeedProxy<'_>, who: &str, instance: &str, act: Act, w
             &"its sshd does not take this host's certificate: it may have been booted before this host could enter guests \
               (restart it), have its own clock wrong, or forbid root to log in",
         )),
+        // In words of SSH's own this would be "Disconnected".
+        Ok(Err(russh::Error::Disconnect | russh::Error::HUP)) => {
+            Err(failed(&"its sshd hung up before anybody was let in: `logs` of it says why (it may be booting still: try again)"))
+        }
         Ok(Err(error)) => Err(failed(&error)),
         Err(_) => Err(failed(&format!("its sshd did not answer within {} s", PATIENCE.as_secs()))),
     }

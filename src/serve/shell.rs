@@ -12,6 +12,7 @@ mod history;
 mod logs;
 mod remote;
 mod show;
+mod table;
 
 use std::time::Duration;
 
@@ -29,11 +30,14 @@ use crate::{
     spec::caller::Caller,
 };
 
+/// How long the id of an invite is, with which its code begins.
+const INVITE_ID: usize = 6;
 /// How often a status that is watched is asked for.
 const WATCH: Duration = Duration::from_secs(2);
 
+pub use super::ask::on_host;
 pub use confirm::Asking;
-pub use help::{Known, verbs};
+pub use help::{Known, VerbOption, verbs};
 
 /// What can be answered without asking anybody: help, and that there is no such verb.
 pub fn alone(words: &[String], operator: bool) -> Option<Result<String, Refusal>> {
@@ -57,6 +61,8 @@ pub struct Look {
     pub colour: bool,
     /// Whether that person can be asked something.
     pub asking: Asking,
+    /// How many letters a line of it holds; 0 if that is not known.
+    pub columns: usize,
 }
 
 /// Why a verb did not end well. Whoever reads what we print may have gone away, which is nobody's error.
@@ -109,6 +115,7 @@ where
         Ok(code) => code,
         Err(End::Gone) => 1,
         Err(End::Refused(refusal)) => {
+            let refusal = if who.is_none() { on_host(refusal) } else { refusal };
             // There is nobody left to tell.
             drop(err.write_all(format!("{}\n", error_line(&refusal, json)).as_bytes()).await);
             refusal.exit_code()
@@ -200,7 +207,12 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 self.print(&shown).await
             }
             "invite" => self.invite(rest).await,
-            // The door and the command line take these before they come here; over SSH, copies have no command at all.
+            // Who copies and is told that it was done may remove the original.
+            "cp" if !operator => {
+                let how = "cp copies nothing over SSH: scp FILE HOST:INSTANCE:/PATH does, or sftp (`help cp`)";
+                Err(Refusal::Invalid(how.into()).into())
+            }
+            // The door and the command line take these before they come here.
             "exec" | "shell" | "forward" | "cp" => self.print(&help::of(verb, operator)?).await,
             "domain" => self.domain(rest).await,
             "repo" => self.repo(rest).await,
@@ -301,13 +313,15 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
                 let shown = if arguments.json {
                     format!("{document}\n")
                 } else {
-                    access::invites(&document, show::now(), arguments.flag("--all"))?
+                    access::invites(&document, show::now(), arguments.flag("--all"), self.look)?
                 };
                 self.print(&shown).await
             }
             "revoke" => {
                 let arguments = Arguments::parse("invite revoke", rest, &[], &[], 1)?;
                 let id = arguments.required(0, "the id of an invite: invite list shows them")?;
+                // Whoever has the whole code at hand gives that; it goes no further, so that the record of this has none that may still be good.
+                let id = id.get(..INVITE_ID).unwrap_or(id);
                 ask::within(self.agent.revoke_invite(id)).await?;
                 let shown = if arguments.json {
                     documents::line(&documents::InviteRevoked { version: 1, revoked: id.to_owned() })

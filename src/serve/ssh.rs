@@ -441,10 +441,11 @@ impl Asked {
                     Box::new(tokio::io::empty())
                 };
                 let terminal = self.terminal.is_some();
+                let columns = self.terminal.as_ref().map_or(0, |terminal| usize::try_from(terminal.size[0]).unwrap_or(0));
                 let colour = self.terminal.is_some_and(|term| !term.name.is_empty() && term.name != "dumb");
                 // The client's terminal is raw: what is typed is shown by whoever reads it.
                 let asking = if terminal { Asking::Keys } else { Asking::Nobody };
-                let look = Look { terminal, colour, asking };
+                let look = Look { terminal, colour, columns, asking };
                 let out = Lines::new(write.make_writer(), terminal);
                 let err = Lines::new(write.make_writer_ext(Some(1)), terminal);
                 tokio::select! {

@@ -16,6 +16,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Seek, SeekFrom, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
@@ -292,6 +293,8 @@ impl Writer {
             move |source| AuditError::File { deed, path, source }
         };
         fs::create_dir_all(directory).map_err(fail("make", directory))?;
+        // What somebody typed for their own guest is in there.
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(fail("close", directory))?;
         let (mut chain, mut last) = ((1, BEGINNING.to_owned()), None);
         // The newest file may have no entry yet. What came before is checked by `verify`.
         for (_, path) in files(directory)?.into_iter().rev() {
@@ -303,7 +306,8 @@ impl Writer {
             }
         }
         let (path, whole) = last.unwrap_or_else(|| (directory.join(format!("{:020}.jsonl", chain.0)), 0));
-        let mut file = OpenOptions::new().create(true).append(true).read(true).open(&path).map_err(fail("open", &path))?;
+        let mut file =
+            OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&path).map_err(fail("open", &path))?;
         let length = file.seek(SeekFrom::End(0)).map_err(fail("read", &path))?;
         if length > whole {
             tracing::warn!(path = %path.display(), "the audit log ended in half a line, of an act that nobody was told of: cut off");
@@ -345,7 +349,7 @@ impl Writer {
     fn append(&mut self, acts: Vec<Act>) -> io::Result<()> {
         if self.length > self.room.file {
             let path = self.directory.join(format!("{:020}.jsonl", self.next));
-            self.file = OpenOptions::new().create_new(true).append(true).open(path)?;
+            self.file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
             sync_directory(&self.directory)?;
             self.length = 0;
             self.make_room(acts.first().map_or(0, |act| act.at))?;

@@ -86,6 +86,13 @@ async fn a_key_that_is_pushed_may_push_and_the_owner_cannot_be_locked_out() {
     let guest = seed::spec::access::fingerprint(&blob);
     let line = format!("ssh-ed25519 {} guest\n", data_encoding::BASE64.encode(&blob));
     let commit = world.commit("app", &[(".authorized_keys", &line)]);
+    // A plan lets nobody in, nor does a deploy of it, and it says so.
+    let planned = world.pushed(&ann(), "app", &commit, "plan").await.unwrap();
+    assert!(planned.notes.iter().any(|note| note.contains("once it is pushed without -o plan: now SHA256:")), "{planned:?}");
+    world.follow(&planned.job).await;
+    let job = world.text(Request::Deploy { who: ann().to_string(), repository: "app".into() }).await.unwrap();
+    world.follow(&job).await;
+    assert!(world.pushed(&guest, "app", &commit, "deploy").await.is_err());
     let pushed = world.pushed(&ann(), "app", &commit, "deploy").await.unwrap();
     assert_eq!(world.follow(&pushed.job).await.0, Outcome::Done);
     let commit = world.commit("app", &[(".authorized_keys", "garbage\n")]);

@@ -77,6 +77,8 @@ async fn every_verb_prints_what_was_promised() {
     assert_eq!(mine("help invite").await.code, 2);
     let quota: shell::QuotaList = one(&mine("quota").await);
     assert_eq!(quota.namespaces[0].used.share.instances, 1);
+    // In one unit, so that whoever reads it can compare them.
+    assert!(quota.namespaces[0].used.share.memory < quota.namespaces[0].quota.memory);
     let shell::QuotaSet { quota, .. } = one(&host("quota set app memory=4Gi").await);
     assert_eq!(quota, "memory=4Gi");
     let trail: access::AuditTrail = one(&mine("audit").await);

@@ -64,9 +64,15 @@ async fn a_push_is_written_down_with_whom_it_lets_in() {
     world.planted("app").await;
     let lines = format!("{}\n", person("bob").1);
     let commit = world.commit("app", &[(".authorized_keys", &lines)]);
+    let desk = Desk::new(&world).await;
+    // A plan deploys nothing, and lets nobody in; but the branch has moved.
+    let planned = world.pushed(&ann(), "app", &commit, "plan").await.unwrap();
+    assert_eq!(world.follow(&planned.job).await.0, Outcome::Done);
+    let push = entries(&desk, "push").await.pop().unwrap();
+    assert_eq!(push["arguments"], json!(["app", "refs/heads/main", commit, "-o plan"]));
+    assert!(!push["result"].as_str().unwrap().contains("access"), "{push}");
     let pushed = world.pushed(&ann(), "app", &commit, "deploy").await.unwrap();
     assert_eq!(world.follow(&pushed.job).await.0, Outcome::Done);
-    let desk = Desk::new(&world).await;
     let push = entries(&desk, "push").await.pop().unwrap();
     let result = push["result"].as_str().unwrap();
     assert!(result.starts_with("ok: ") && result.contains(&format!("access: now {}", person("bob").0)), "{result}");

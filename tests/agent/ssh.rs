@@ -36,7 +36,7 @@ fn rows(verb: &str) -> &'static [(&'static str, &'static str)] {
         "restart" => &[("restart web", ACT), ("restart api", "0 0 0 4 3 3 3")],
         "exec" => &[("exec web -- true", ENTER), ("exec api -- true", "1 1 1 4 3 3 3")],
         "shell" => &[("shell web", ENTER)],
-        "cp" => &[("cp", ALL), ("scp -t web:/tmp", ENTER), ("scp -f web:/etc/passwd", ENTER)],
+        "cp" => &[("cp", "2 2 2 2 2 2 2"), ("cp --help", ALL), ("scp -t web:/tmp", ENTER), ("scp -f web:/etc/passwd", ENTER)],
         "forward" => &[("forward web 80", ENTER)],
         "stop" => &[("stop web", ACT)],
         "start" => &[("start web", ACT)],

@@ -72,12 +72,24 @@ async fn status_is_a_table_or_the_document() {
         .ok();
     assert!(ran.out.contains("\x1b[32mrunning\x1b[0m") && ran.out.contains("\r\n") && !ran.out.contains("\r\r"), "{ran:?}");
     assert_eq!(ran.out.matches('\n').count(), ran.out.matches("\r\n").count());
+    // What has no room beside the rest stands below it, in each of the two places that it is asked from.
+    let ssh = world.ssh_command("ann", &["status"]);
+    let words: Vec<&str> = ssh.as_std().get_args().map(|word| word.to_str().unwrap()).collect();
+    for (columns, line) in [(70, format!("ssh -tt {}", words.join(" "))), (60, format!("{} status", env!("CARGO_BIN_EXE_seed")))] {
+        let line = format!("stty cols {columns}; {line}");
+        let mut script = tokio::process::Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env("TERM", "dumb").env("NO_COLOR", "1").stdin(Stdio::null());
+        let ran = run(script.env("DBUS_SYSTEM_BUS_ADDRESS", &world.address)).await.ok();
+        assert!(ran.out.contains("NAME") && !ran.out.contains("IPV4       IPV6"), "{ran:?}");
+        let widest = ran.out.lines().skip(1).map(|line| line.trim_end().chars().count()).max();
+        assert!(widest <= Some(columns) && ran.out.contains("SIZE") && ran.out.contains("1 CPU, 512 MiB"), "{ran:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_say_what_to_do_and_have_codes() {
     let world = World::new().await;
-    let table: [(&[&str], i32, &str); 13] = [
+    let table: [(&[&str], i32, &str); 14] = [
         (&["statsu"], 2, "did you mean status?"),
         (&["rm", "-rf", "/"], 2, "there are status, logs"),
         (&["status", "--jsn"], 2, "knows no option \"--jsn\""),
@@ -90,6 +102,7 @@ async fn errors_say_what_to_do_and_have_codes() {
         (&["plant", "silo:my-app"], 2, "an invite code"),
         (&["plan"], 4, "on the host itself: seed plan"),
         (&["invite", "new"], 4, "on the host itself: seed invite"),
+        (&["cp", "page.html", "web:/srv/"], 2, "scp FILE HOST:INSTANCE:/PATH"),
         (&["'unclosed"], 2, "quote"),
     ];
     for (words, code, text) in table {

@@ -34,6 +34,14 @@ fn only_root_is_the_operator_and_only_the_doors_speak_for_keys() {
             assert!(!done && said.contains(why), "{user} {verb:?}: {said}");
         }
     }
+    // Who forgets sudo is told so.
+    for words in ["seed status", "seed exec web -- id"] {
+        let said = machine.run(&["runuser", "-u", "nobody", "--", "bash", "-c", words]);
+        assert!(said.code == 4 && said.err.contains("only root is the operator") && said.err.contains("sudo"), "{}", said.all());
+    }
+    // Nor is what everybody did there for all to read.
+    let read = machine.run(&["runuser", "-u", "seed", "--", "bash", "-c", "cat /var/lib/seed/audit/*"]);
+    assert!(read.code != 0 && read.out.is_empty(), "{}", read.all());
     // The doors speak for a key, nobody else does.
     let for_key = [&AGENT[..], &["Status", "ss", key, ""]].concat();
     assert!(call(&machine, "seed", &for_key).0 && !call(&machine, "nobody", &for_key).0);

@@ -1,5 +1,7 @@
 //! What a tenant and an operator see of a running instance, and what a stranger does not.
 
+use std::time::Duration;
+
 use crate::machine::Machine;
 
 #[test]
@@ -20,6 +22,19 @@ fn logs_status_and_help_tell_what_they_should_and_no_more() {
     let follow = ann.shell_for(5, &["logs", "web", "-f"]);
     assert_eq!(follow.code, 124, "it goes on until it is ended: {}", follow.all());
     assert!(follow.out.lines().count() > 5);
+    // It goes on over a restart, with what the guest says while it shuts down and while it boots.
+    let line = format!("timeout 300 {} >/root/followed", ann.asks(&["logs", "web", "-f", "--lines", "1"]).join(" "));
+    let mut following = machine.spawn(&["bash", "-c", &line]);
+    let followed = || std::fs::read_to_string(machine.path("/root/followed")).unwrap_or_default();
+    machine.wait("a first line", Duration::from_secs(20), || (!followed().is_empty()).then_some(()));
+    ann.shell(&["restart", "web"]).ok();
+    machine.wait("the lines of a restart", Duration::from_secs(30), || {
+        let said = followed();
+        let at = |part: &str| said.find(part);
+        at("Stopping web.service").zip(at("Started web.service")).filter(|(stopped, started)| stopped < started)
+    });
+    following.kill().expect("it is ours");
+    following.wait().expect("it has ended");
 
     // The console and the guest's own journal, in one order, with fields.
     let all = ann.shell(&["logs", "web", "--lines", "2000", "--json"]).ok();

@@ -103,7 +103,8 @@ fn a_bad_deploy_is_gone_back_from_and_what_is_stopped_stays_off() {
     assert!(ann.shell(&["domain", "list"]).ok().contains("No name is claimed"));
     let code = machine.invite();
     assert!(machine.run(&["seed", "invite", "list"]).ok().contains(&code[..6]));
-    machine.run(&["seed", "invite", "revoke", &code[..6]]).ok();
+    machine.run(&["seed", "invite", "revoke", &code]).ok();
+    assert!(!machine.run(&["seed", "audit"]).ok().contains(&code), "codes are not written down");
     assert!(!machine.run(&["seed", "invite", "list"]).ok().contains(&code[..6]));
 
     // The end; volumes stay.

@@ -145,7 +145,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
 
     fn quota_of(&self, report: &QuotaReport) -> String {
         let QuotaReport { quota, used, .. } = report;
-        let bytes = |used: u64, most: Bytes| (Bytes(used).rough().to_string(), most.to_string());
+        let bytes = |used: u64, most: u64| (Bytes(used).rough().to_string(), Bytes(most).to_string());
         let count = |used: u64, most: u32| (used.to_string(), most.to_string());
         let table = [
             ("instances", count(used.share.instances, quota.instances)),
@@ -219,7 +219,7 @@ impl<O: AsyncWrite + Unpin + Send> Session<'_, O> {
 }
 
 /// Invites, with who used them.
-pub(super) fn invites(document: &str, now: u64, all: bool) -> Result<String, Refusal> {
+pub(super) fn invites(document: &str, now: u64, all: bool, look: super::Look) -> Result<String, Refusal> {
     let list: documents::InviteList = serde_json::from_str(document).map_err(show::unreadable)?;
     let shown: Vec<_> = list.invites.iter().filter(|invite| all || invite.state == "usable").collect();
     if shown.is_empty() {
@@ -245,7 +245,7 @@ pub(super) fn invites(document: &str, now: u64, all: bool) -> Result<String, Ref
         rows.push(show::cells(&[&invite.id, &invite.state, &left, &expires, &invite.note, &first]));
         rows.extend(used.map(|used| show::cells(&["", "", "", "", "", &used])));
     }
-    Ok(show::table(&rows, "", super::Look::default()))
+    Ok(show::table(&rows, "", look))
 }
 
 #[cfg(test)]
@@ -257,14 +257,15 @@ mod tests {
         let document = r#"{"version":1,"invites":[
             {"id":"abc","state":"usable","usesLeft":1,"expires":7200,"note":"ann","created":1,"revoked":0,"used":[{"key":"SHA256:x","source":"192.0.2.1","flake":"silo:app","at":1}]},
             {"id":"old","state":"used","usesLeft":0,"expires":0,"note":"","created":1,"revoked":0,"used":[{"key":null,"source":null,"flake":"silo:b","at":1}]}]}"#;
-        let usable = invites(document, 0, false).unwrap();
+        let look = crate::serve::shell::Look::default();
+        let usable = invites(document, 0, false, look).unwrap();
         assert!(
             usable.contains("abc  usable  1          2 h         ann   SHA256:x from 192.0.2.1 for silo:app")
                 && !usable.contains("old"),
             "{usable}"
         );
-        let all = invites(document, 8000, true).unwrap();
+        let all = invites(document, 8000, true, look).unwrap();
         assert!(all.contains("passed") && all.contains("operator for silo:b"), "{all}");
-        assert!(invites("{}", 0, true).is_err());
+        assert!(invites("{}", 0, true, look).is_err());
     }
 }

@@ -87,7 +87,8 @@ const VERBS: [Verb; 26] = [
         name: "deploy",
         usage: "deploy REPO",
         short: "deploy what was pushed, again",
-        long: "After a push with -o plan, or when the host was at fault. An instance that is as it should be is not touched.",
+        long: "After a push with -o plan, or when the host was at fault. An instance that is as it should be is not touched. Who has access \
+               changes with a push only.",
         operator: false,
     },
     Verb {
@@ -241,6 +242,12 @@ fn on_host(verb: &str) -> Option<(&'static str, &'static str, &'static str)> {
             "a TCP port of an instance at 127.0.0.1, until Ctrl-C",
             "At LOCALPORT, or at PORT if none is given; 0 is any that is free. The instance needs to expose nothing.",
         ),
+        "quota" => (
+            "quota [REPO] | set REPO NAME=VALUE... | set REPO default",
+            "how much a namespace has, and may have",
+            "What is more than that is refused before anything is stopped. set gives one namespace another quota, as memory=8Gi routes=2, and \
+             default takes that back. What runs goes on.",
+        ),
         "audit" => (
             "audit [--since TIME] [--lines N] | --verify",
             "who changed what, when and from where",
@@ -286,6 +293,17 @@ fn options(verb: &str) -> &'static [VerbOption] {
     }
 }
 
+/// The words of which one comes first, and says what a verb is to do.
+fn deeds(verb: &str) -> &'static [&'static str] {
+    match verb {
+        "domain" => &["add", "remove", "list"],
+        "repo" => &["list", "visibility", "rename", "delete"],
+        "invite" => &["new", "list", "revoke"],
+        "quota" => &["set"],
+        _ => &[],
+    }
+}
+
 /// A verb, as completion and manual pages need to know it.
 #[derive(Debug, Clone, Copy)]
 pub struct Known {
@@ -294,13 +312,14 @@ pub struct Known {
     pub short: &'static str,
     pub long: &'static str,
     pub options: &'static [VerbOption],
+    pub deeds: &'static [&'static str],
 }
 
 /// Every verb, in the order of the help, as it is on the host.
 pub fn verbs() -> impl Iterator<Item = Known> {
     VERBS.iter().map(|verb| {
         let (usage, short, long) = verb.words(true);
-        Known { name: verb.name, usage, short, long, options: options(verb.name) }
+        Known { name: verb.name, usage, short, long, options: options(verb.name), deeds: deeds(verb.name) }
     })
 }
 
@@ -358,9 +377,10 @@ pub(super) fn all(operator: bool) -> String {
             "logs" => "logs [REPO/]INSTANCE [-f] [-n N] …",
             "remote" => "remote REPO [token | key | …]",
             "cp" if operator => "cp [-r] FILE INSTANCE:/PATH",
+            "quota" if operator => "quota [REPO] | set REPO …",
             _ => usage,
         };
-        text.push_str(&format!("  {} {usage:<38} {short}\n", prefix(operator)));
+        text.push_str(&format!("  {} {usage:<40} {short}\n", prefix(operator)));
     }
     text.push_str(
         "\nEvery verb takes --json. Exit codes: 1 failed, 2 wrongly asked, 3 not found, 4 denied, 5 the agent is away.\n",
@@ -441,6 +461,10 @@ mod tests {
                     || short.is_some_and(|short| known.usage.contains(&format!("-{short}")));
                 assert!(named, "{}: --{long}", known.name);
             }
+        }
+        for known in verbs() {
+            let usage: Vec<&str> = known.usage.split(|c: char| !c.is_ascii_alphabetic()).collect();
+            assert!(known.deeds.iter().all(|deed| usage.contains(deed)), "{}: {:?}", known.name, known.deeds);
         }
         for verb in &VERBS {
             assert!(of(verb.name, true).unwrap().contains(verb.words(true).0));

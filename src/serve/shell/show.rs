@@ -1,4 +1,4 @@
-//! Documents as people read them: aligned columns, spans of time, colours on terminals only.
+//! Documents as people read them: spans of time, colours on terminals only.
 
 use std::{
     net::SocketAddr,
@@ -7,7 +7,8 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Look, plain};
+pub(super) use super::table::{Cell, DIM, table};
+use super::{Look, plain, table::paint};
 use crate::{
     bus::{InstanceStatus, LogLine, NamespaceStatus, Planted, Refusal, Status, VolumeStatus},
     spec::quantity::Bytes,
@@ -16,42 +17,11 @@ use crate::{
 pub(super) const RED: &str = "31";
 pub(super) const GREEN: &str = "32";
 pub(super) const YELLOW: &str = "33";
-pub(super) const DIM: &str = "2";
 const BOLD: &str = "1";
 
 /// Seconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn paint(text: &str, colour: &str, look: Look) -> String {
-    if look.colour && !text.is_empty() { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
-}
-
-/// A cell: its text, and how it is painted.
-pub(super) type Cell = (String, Option<&'static str>);
-
-/// Rows with aligned columns, two spaces apart, without trailing spaces. Columns that are empty in all rows but the first are left out.
-pub(super) fn table(rows: &[Vec<Cell>], indent: &str, look: Look) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.0.chars().count()).max().unwrap_or(0);
-    let kept: Vec<usize> = (0..columns)
-        .filter(|column| rows.iter().skip(1).any(|row| row.get(*column).is_some_and(|cell| !cell.0.is_empty())))
-        .collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::from(indent);
-        let mut owed = 0;
-        for column in &kept {
-            let Some((cell, colour)) = row.get(*column) else { break };
-            line.extend(std::iter::repeat_n(' ', owed));
-            line.push_str(&colour.map_or_else(|| cell.clone(), |colour| paint(cell, colour, look)));
-            owed = width(*column) + 2 - cell.chars().count();
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 /// `5 s`, `12 min`, `3 h`, `9 d`

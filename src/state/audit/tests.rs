@@ -35,6 +35,18 @@ async fn what_was_written_is_read_again_over_restarts() {
 }
 
 #[tokio::test]
+async fn nobody_else_on_the_host_can_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("audit");
+    fs::create_dir(&at).unwrap();
+    fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).unwrap();
+    written(&at, &["a"]).await;
+    let file = fs::read_dir(&at).unwrap().next().unwrap().unwrap().path();
+    let modes = [at.as_path(), &file].map(|path| fs::metadata(path).unwrap().permissions().mode() & 0o777);
+    assert_eq!(modes, [0o700, 0o600], "also if its folder was open before");
+}
+
+#[tokio::test]
 async fn many_at_once_are_all_there_and_in_a_chain() {
     let dir = tempfile::tempdir().unwrap();
     let audit = Audit::open(dir.path(), u64::MAX, 0).unwrap();
