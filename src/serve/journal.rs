@@ -48,7 +48,7 @@ use crate::{
 const FULL: u64 = 8 << 20;
 /// One of more bytes takes none, for it could not be begun anew: the agent has not heard of what is in it.
 const MOST: u64 = 4 * FULL;
-/// With so many of them open, all are settled; each is an open file.
+/// With so many of them open, all are settled; each is two open files.
 const MANY: usize = 1024;
 
 /// All journals that are in use. Everything here blocks, but what is async.
@@ -85,8 +85,7 @@ impl Journals {
         let entry = Entry::push(who, name, &update.old, &update.new, files);
         let mark = self.with(repository, place, |shared, book| {
             if book.journal.len() > FULL {
-                self.sync()?;
-                book.settled(book.entries)?;
+                self.settle_one(book)?;
             }
             let end = book.journal.len();
             if end > MOST {
@@ -112,8 +111,7 @@ impl Journals {
     pub(super) fn git(&self, repository: &Path, place: Place, who: Option<&Caller>) -> Result<Option<Mark>, JournalError> {
         self.with(repository, place, |shared, book| {
             if book.needed {
-                self.sync()?;
-                book.settled(book.entries)?;
+                self.settle_one(book)?;
             }
             let number = book.write(&Entry::Git { who: who.cloned() }, None)?;
             Ok(who.map(|_| {
@@ -130,7 +128,7 @@ impl Journals {
             .iter()
             .map(|book| {
                 let book = locked(book);
-                (book.entries, book.needed)
+                (book.reached(), book.needed)
             })
             .collect();
         if written.iter().any(|(_, needed)| *needed)
@@ -139,18 +137,31 @@ impl Journals {
             tracing::error!(%error, "could not sync the repositories");
             return self.written.notify_one();
         }
-        for (book, (entries, _)) in books.iter().zip(written) {
+        for (book, (then, _)) in books.iter().zip(written) {
             let mut book = locked(book);
-            if let Err(error) = book.settled(entries) {
+            if let Err(error) = book.settled(then) {
                 tracing::warn!(%error, repository = %book.repository.display(), "could not write that a repository is settled");
             }
         }
-        locked(&self.open).retain(|_, book| {
+        let mut open = locked(&self.open);
+        open.retain(|_, book| {
             // Somebody may be writing.
             let Ok(mut book) = book.try_lock() else { return true };
             book.closed |= !book.needed && book.unheard.is_empty();
             !book.closed
         });
+        // Those that are left are looked at again: each is two open files.
+        if !open.is_empty() {
+            self.written.notify_one();
+        }
+    }
+
+    /// Settles one repository. There is no syncing one alone.
+    fn settle_one(&self, book: &mut Book) -> Result<(), JournalError> {
+        if book.needed {
+            self.sync()?;
+        }
+        book.settled(book.reached())
     }
 
     /// Settles so long after a push, for as long as it is polled. By then the kernel has written out by itself what was pushed, so there is
@@ -189,6 +200,7 @@ impl Journals {
                     None => {
                         let book = Arc::new(Mutex::new(Book::open(repository, place)?));
                         open.insert(place, Arc::clone(&book));
+                        self.written.notify_one();
                         if open.len() > MANY {
                             self.many.notify_one();
                         }
@@ -204,13 +216,18 @@ impl Journals {
                 let closed = book.closed;
                 drop(book);
                 if closed {
-                    locked(&self.open).remove(&place);
+                    self.forget(&shared);
                 }
                 return result;
             }
             drop(book);
-            locked(&self.open).retain(|_, book| !Arc::ptr_eq(book, &shared));
+            self.forget(&shared);
         }
+    }
+
+    /// Somebody else may have opened it again already: that one stays.
+    fn forget(&self, closed: &Arc<Mutex<Book>>) {
+        locked(&self.open).retain(|_, book| !Arc::ptr_eq(book, closed));
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -60,9 +60,7 @@ impl Journals {
         }
         let place = Place::of(path)?;
         let book = Book::open(path, place)?;
-        if book.needed {
-            self.written.notify_one();
-        }
+        self.written.notify_one();
         let default = git::default_branch(path);
         let pusher = |number: &u64| match &read.as_ref()?.get(usize::try_from(*number).ok()?)?.0 {
             Entry::Git { who } => who.clone(),

@@ -107,6 +107,20 @@ impl World {
         mark
     }
 
+    /// Writes pushes down that are of this size and change nothing, as many as it takes for a journal of more than `bytes`.
+    fn fill(&self, journals: &Journals, size: usize, bytes: u64) -> Vec<Mark> {
+        let (bare, large) = (self.bare(), Files { pack: vec![7; size], ..self.files(1) });
+        let [old, new] = [0, 1].map(|n| self.commits[n].parse().unwrap());
+        let update = Update { old, new, reference: main().to_string() };
+        let place = Place::of(&bare).unwrap();
+        let mut marks = Vec::new();
+        while marks.is_empty() || fs::metadata(self.journal()).unwrap().len() <= bytes {
+            let taken = journals.push(&bare, place, (&main(), &update), Some(&large), Some(&who("ann")), || Ok(()));
+            marks.push(taken.unwrap().unwrap());
+        }
+        marks
+    }
+
     /// The next start.
     fn start(&self) -> (Journals, Vec<Found>) {
         git::sweep(&self.top.path().join("repos"));
@@ -153,7 +167,7 @@ fn after_a_power_cut_a_push_is_there_whatever_of_its_files_was_not() {
             world.push(&journals, 1, &main(), "bob").unwrap().expect(0);
             journals.settle();
         }
-        let head = fs::read(bare.join("HEAD")).unwrap();
+        let head = if n == 1 { b"ref: refs/heads/nowhere\n".to_vec() } else { fs::read(bare.join("HEAD")).unwrap() };
         world.push(&journals, n, &main(), "ann");
         drop(journals);
         let (journal, pushed) = (fs::read(world.journal()).unwrap(), world.files(n));
@@ -313,4 +327,115 @@ fn a_damaged_journal_is_set_aside_and_the_next_one_serves() {
     assert!(found.is_empty() && world.bare().join("damaged-pushes-1").exists());
     journals.git(&world.bare(), Place::of(&world.bare()).unwrap(), None).unwrap();
     assert_eq!(world.at(), 2);
+}
+
+#[test]
+fn what_is_pushed_while_all_is_settled_is_not_taken_for_settled() {
+    let world = World::new(2);
+    let journals = world.journals();
+    world.fill(&journals, 100_000, 0)[0].answered();
+    let shared = super::locked(&journals.open).values().next().unwrap().clone();
+    // A look before the sync; meanwhile the journal is begun anew, and gets as many entries as it had.
+    let then = super::locked(&shared).reached();
+    super::locked(&shared).settled(then).unwrap();
+    assert!(world.journal().ends_with("pushes-1"));
+    for n in 1..=2 {
+        world.push(&journals, n, &main(), "ann");
+        super::locked(&shared).settled(then).unwrap();
+    }
+    drop(journals);
+    put(&world.bare().join(main().as_str()), None);
+    drop(world.start());
+    assert_eq!(world.at(), 2);
+}
+
+#[test]
+fn a_push_after_what_is_settled_stays_in_the_journal() {
+    let world = World::new(2);
+    let journals = world.journals();
+    world.push(&journals, 1, &main(), "ann");
+    let shared = super::locked(&journals.open).values().next().unwrap().clone();
+    let then = super::locked(&shared).reached();
+    world.push(&journals, 2, &main(), "ann");
+    super::locked(&shared).settled(then).unwrap();
+    assert!(super::locked(&shared).needed);
+    drop(journals);
+    put(&world.bare().join(main().as_str()), Some(&format!("{}\n", world.commits[1]).into_bytes()));
+    drop(world.start());
+    assert_eq!(world.at(), 2);
+}
+
+#[test]
+fn a_branch_that_somebody_took_away_by_hand_is_not_brought_back_by_a_push_that_had_moved_it() {
+    let world = World::new(2);
+    let journals = world.journals();
+    world.push(&journals, 1, &main(), "ann");
+    journals.settle();
+    world.push(&journals, 2, &main(), "ann");
+    drop(journals);
+    put(&world.bare().join(main().as_str()), None);
+    drop(world.start());
+    assert_eq!(refs::now(&world.bare(), &main()).unwrap(), Now::Nowhere);
+}
+
+#[test]
+fn a_full_journal_takes_pushes_again_when_the_agent_has_heard_of_them() {
+    let world = World::new(1);
+    let journals = world.journals();
+    let marks = world.fill(&journals, 2 << 20, super::MOST);
+    let place = Place::of(&world.bare()).unwrap();
+    let update =
+        Update { old: world.commits[0].parse().unwrap(), new: world.commits[1].parse().unwrap(), reference: main().to_string() };
+    let push = || journals.push(&world.bare(), place, (&main(), &update), None, None, || Ok(()));
+    assert!(push().is_err(), "it is full");
+    // git is asked then, which settles.
+    journals.git(&world.bare(), place, None).unwrap();
+    marks.iter().for_each(Mark::answered);
+    push().unwrap();
+    assert!(fs::metadata(world.journal()).unwrap().len() < 1000);
+    // And when nobody pushes any more.
+    let marks = world.fill(&journals, 100_000, 0);
+    journals.settle();
+    marks[0].answered();
+    journals.settle();
+    assert!(fs::metadata(world.journal()).unwrap().len() < 100);
+}
+
+#[tokio::test]
+async fn what_only_git_was_asked_for_is_not_kept_open() {
+    let world = World::new(1);
+    let journals = std::sync::Arc::new(world.journals());
+    let mark = journals.git(&world.bare(), Place::of(&world.bare()).unwrap(), Some(&who("ann"))).unwrap().unwrap();
+    let keeping = tokio::spawn(std::sync::Arc::clone(&journals).keep_settled(std::time::Duration::from_millis(10)));
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert_eq!(super::locked(&journals.open).len(), 1, "the agent has not heard of it");
+    mark.answered();
+    for _ in 0..200 {
+        if super::locked(&journals.open).is_empty() {
+            return keeping.abort();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("it is still open");
+}
+
+#[test]
+fn a_journal_that_cannot_be_used_any_more_is_opened_by_one_only() {
+    let world = World::new(1);
+    let journals = world.journals();
+    let (bare, place) = (world.bare(), Place::of(&world.bare()).unwrap());
+    journals.git(&bare, place, None).unwrap();
+    let [closed, again] = [(); 2].map(|()| {
+        let shared = super::locked(&journals.open).values().next().unwrap().clone();
+        super::locked(&shared).closed = true;
+        journals.git(&bare, place, None).unwrap();
+        shared
+    });
+    // Who closed the first comes back late.
+    journals.forget(&closed);
+    journals.forget(&again);
+    assert_eq!(super::locked(&journals.open).len(), 1);
+    drop(journals);
+    let (_, read) = crate::journal::Journal::open(&world.journal(), 0).unwrap();
+    assert_eq!(read.len(), 3, "none was written over another");
 }
