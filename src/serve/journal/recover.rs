@@ -82,7 +82,10 @@ pub(in crate::serve) async fn tell(doors: Arc<Doors>, found: Vec<Found>) {
         if let Some(who) = who {
             tell_of(&doors, &name, &who).await;
         }
-        marks.iter().for_each(Mark::answered);
+        // Somebody may hold the journal and wait for the disk.
+        if tokio::task::spawn_blocking(move || marks.iter().for_each(Mark::answered)).await.is_err() {
+            tracing::error!(%name, "stumbled over the journal");
+        }
     }
 }
 
