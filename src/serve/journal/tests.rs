@@ -99,12 +99,12 @@ impl World {
             files.write(&bare)?.name()?;
             let mut lock = Lock::take(bare.join(name.as_str()))?;
             lock.write(update.new.as_str())?;
-            lock.put()
+            lock.put()?;
+            lasting::give_default(&bare, std::slice::from_ref(&update));
+            Ok(())
         };
         let place = Place::of(&bare).unwrap();
-        let mark = journals.push(&bare, place, (name, &update), Some(&files), Some(&who(by)), done).unwrap();
-        lasting::give_default(&bare, std::slice::from_ref(&update));
-        mark
+        journals.push(&bare, place, (name, &update), Some(&files), Some(&who(by)), done).unwrap()
     }
 
     /// Writes pushes down that are of this size and change nothing, as many as it takes for a journal of more than `bytes`.
