@@ -19,6 +19,7 @@ use crate::{
     serve::{
         Doors, ask,
         git::{self, Place},
+        receive::small::refs,
     },
     spec::{caller::Caller, name::RepoName},
 };
@@ -62,12 +63,22 @@ impl Journals {
         let book = Book::open(path, place)?;
         self.written.notify_one();
         let default = git::default_branch(path);
-        let pusher = |number: &u64| match &read.as_ref()?.get(usize::try_from(*number).ok()?)?.0 {
+        let now = default.as_ref().and_then(|branch| refs::now(path, branch).ok());
+        let entry = |number: &u64| Some(&read.as_ref()?.get(usize::try_from(*number).ok()?)?.0);
+        // git may have moved another branch, so whoever is known to have brought it to where it is goes first.
+        let brought = |entry: &Entry| match entry {
+            Entry::Push { who, reference, new, .. } if Some(reference) == default.as_ref() => {
+                who.clone().filter(|_| now.is_some_and(|now| now.is(new)))
+            }
+            _ => None,
+        };
+        let pusher = |entry: &Entry| match entry {
             Entry::Git { who } => who.clone(),
             Entry::Push { who, reference, .. } if Some(reference) == default.as_ref() => who.clone(),
             _ => None,
         };
-        let who = book.unheard.iter().rev().find_map(pusher);
+        let newest_first = || book.unheard.iter().rev().filter_map(entry);
+        let who = newest_first().find_map(brought).or_else(|| newest_first().find_map(pusher));
         let unheard = book.unheard.clone();
         let book = Arc::new(Mutex::new(book));
         let marks: Vec<_> = unheard.into_iter().map(|number| Mark::new(&book, number)).collect();

@@ -252,7 +252,7 @@ fn what_git_has_done_since_is_not_undone() {
     drop(journals);
     let (journals, found) = world.start();
     assert_eq!(refs::now(&bare, &other).unwrap(), Now::Nowhere);
-    assert_eq!((world.at(), found[0].marks.len(), &found[0].who), (1, 3, &Some(who("ann"))));
+    assert_eq!((world.at(), found[0].marks.len(), &found[0].who), (1, 3, &Some(who("bob"))));
     drop(mark);
     // Told once, nothing is left for the start after the next.
     found[0].marks.iter().for_each(Mark::answered);
@@ -438,4 +438,22 @@ fn a_journal_that_cannot_be_used_any_more_is_opened_by_one_only() {
     drop(journals);
     let (_, read) = crate::journal::Journal::open(&world.journal(), 0).unwrap();
     assert_eq!(read.len(), 3, "none was written over another");
+}
+
+#[test]
+fn a_push_is_whose_it_was_also_if_somebody_else_pushed_another_branch_since() {
+    let world = World::new(1);
+    let (bare, journals) = (world.bare(), world.journals());
+    world.push(&journals, 1, &main(), "ann");
+    journals.git(&bare, Place::of(&bare).unwrap(), Some(&who("bob"))).unwrap();
+    run(&bare, &["update-ref", "refs/heads/other", &world.commits[1]], b"");
+    drop(journals);
+    assert_eq!(world.start().1[0].who, Some(who("ann")));
+    // By git, as no small push brought it there.
+    let journals = world.journals();
+    journals.git(&bare, Place::of(&bare).unwrap(), Some(&who("bob"))).unwrap();
+    let other = run(&world.top.path().join("work"), &["commit-tree", "-m", "x", "HEAD^{tree}"], b"");
+    run(&world.top.path().join("work"), &["push", "-q", "-f", bare.to_str().unwrap(), &format!("{other}:refs/heads/main")], b"");
+    drop(journals);
+    assert_eq!(world.start().1[0].who, Some(who("bob")));
 }
