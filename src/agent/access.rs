@@ -123,7 +123,12 @@ impl<H: Host, S: State, B: Builder> Agent<H, S, B> {
         let repositories = self.shared.settings.repositories.clone();
         clear(&repositories, &to)?;
         self.commit(vec![Change::Repo(old.clone(), None), Change::Repo(to.clone(), Some(renamed))]).await?;
-        match std::fs::rename(path_of(&repositories, &old), path_of(&repositories, &to)) {
+        let moved = match std::fs::rename(path_of(&repositories, &old), path_of(&repositories, &to)) {
+            // What is pushed from here on is looked for under this name, also after a power cut.
+            Ok(()) => std::fs::File::open(&repositories).and_then(|folder| folder.sync_all()),
+            moved => moved,
+        };
+        match moved {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Refusal::Failed(format!(
                 "{old} is {to} now, but its commits could not be moved ({error}): push them again, or ask the operator"
             ))),

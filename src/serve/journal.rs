@@ -26,7 +26,10 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -49,13 +52,17 @@ use crate::{
 const FULL: u64 = 8 << 20;
 /// One of more bytes takes none, for it could not be begun anew: the agent has not heard of what is in it.
 const MOST: u64 = 4 * FULL;
-/// With so many of them open, all are settled; each is an open file.
+/// With so many of them open, all are settled; each is two open files.
 const MANY: usize = 1024;
 
 /// All journals that are in use. Everything here blocks, but what is async.
 #[derive(Debug)]
 pub struct Journals {
     repositories: PathBuf,
+    /// Their folder, open since before the first push: what the kernel could not write since then, it says at the next sync, and only once.
+    disk: OnceLock<File>,
+    /// Whether it has said so: then nobody knows what is on the disk but by the journals, and each start redoes them.
+    failed: AtomicBool,
     /// Those with something left to do.
     open: Mutex<BTreeMap<Place, Arc<Mutex<Book>>>>,
     written: Notify,
@@ -69,7 +76,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Journals {
     /// The journals of the repositories in this folder, which are on one file system.
     pub fn new(repositories: PathBuf) -> Self {
-        Self { repositories, open: Mutex::default(), written: Notify::new(), many: Notify::new() }
+        let (disk, failed) = (OnceLock::new(), AtomicBool::new(false));
+        Self { repositories, disk, failed, open: Mutex::default(), written: Notify::new(), many: Notify::new() }
     }
 
     /// Waits until no other process has them, but not for long. They are this one's for as long as what is returned lives.
@@ -98,10 +106,10 @@ impl Journals {
     ) -> Result<Option<Mark>, JournalError> {
         let (name, update) = update;
         let entry = Entry::push(who, name, &update.old, &update.new, files);
+        self.disk()?;
         let mark = self.with(repository, place, |shared, book| {
             if book.journal.len() > FULL {
-                self.sync()?;
-                book.settled(book.entries)?;
+                self.settle_one(book)?;
             }
             let end = book.journal.len();
             if end > MOST {
@@ -127,8 +135,7 @@ impl Journals {
     pub(super) fn git(&self, repository: &Path, place: Place, who: Option<&Caller>) -> Result<Option<Mark>, JournalError> {
         self.with(repository, place, |shared, book| {
             if book.needed {
-                self.sync()?;
-                book.settled(book.entries)?;
+                self.settle_one(book)?;
             }
             let number = book.write(&Entry::Git { who: who.cloned() }, None)?;
             Ok(who.map(|_| {
@@ -145,7 +152,7 @@ impl Journals {
             .iter()
             .map(|book| {
                 let book = locked(book);
-                (book.entries, book.needed)
+                (book.reached(), book.needed)
             })
             .collect();
         if written.iter().any(|(_, needed)| *needed)
@@ -154,18 +161,31 @@ impl Journals {
             tracing::error!(%error, "could not sync the repositories");
             return self.written.notify_one();
         }
-        for (book, (entries, _)) in books.iter().zip(written) {
+        for (book, (then, _)) in books.iter().zip(written) {
             let mut book = locked(book);
-            if let Err(error) = book.settled(entries) {
+            if let Err(error) = book.settled(then) {
                 tracing::warn!(%error, repository = %book.repository.display(), "could not write that a repository is settled");
             }
         }
-        locked(&self.open).retain(|_, book| {
+        let mut open = locked(&self.open);
+        open.retain(|_, book| {
             // Somebody may be writing.
             let Ok(mut book) = book.try_lock() else { return true };
             book.closed |= !book.needed && book.unheard.is_empty();
             !book.closed
         });
+        // Those that are left are looked at again: each is two open files.
+        if !open.is_empty() {
+            self.written.notify_one();
+        }
+    }
+
+    /// Settles one repository. There is no syncing one alone.
+    fn settle_one(&self, book: &mut Book) -> Result<(), JournalError> {
+        if book.needed {
+            self.sync()?;
+        }
+        book.settled(book.reached())
     }
 
     /// Settles so long after a push, for as long as it is polled. By then the kernel has written out by itself what was pushed, so there is
@@ -204,6 +224,7 @@ impl Journals {
                     None => {
                         let book = Arc::new(Mutex::new(Book::open(repository, place)?));
                         open.insert(place, Arc::clone(&book));
+                        self.written.notify_one();
                         if open.len() > MANY {
                             self.many.notify_one();
                         }
@@ -219,16 +240,35 @@ impl Journals {
                 let closed = book.closed;
                 drop(book);
                 if closed {
-                    locked(&self.open).remove(&place);
+                    self.forget(&shared);
                 }
                 return result;
             }
             drop(book);
-            locked(&self.open).retain(|_, book| !Arc::ptr_eq(book, &shared));
+            self.forget(&shared);
+        }
+    }
+
+    /// Somebody else may have opened it again already: that one stays.
+    fn forget(&self, closed: &Arc<Mutex<Book>>) {
+        locked(&self.open).retain(|_, book| !Arc::ptr_eq(book, closed));
+    }
+
+    fn disk(&self) -> io::Result<&File> {
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(io::Error::other("a sync of the repositories has failed: restart seed-serve once their disk is well"));
+        }
+        match self.disk.get() {
+            Some(disk) => Ok(disk),
+            None => {
+                let opened = File::open(&self.repositories)?;
+                Ok(self.disk.get_or_init(|| opened))
+            }
         }
     }
 
     fn sync(&self) -> io::Result<()> {
-        nix::unistd::syncfs(File::open(&self.repositories)?).map_err(io::Error::from)
+        let synced = nix::unistd::syncfs(self.disk()?);
+        synced.inspect_err(|_| self.failed.store(true, Ordering::Relaxed)).map_err(io::Error::from)
     }
 }

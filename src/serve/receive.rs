@@ -163,6 +163,7 @@ impl Push {
         let sent = Arc::new(AtomicU64::new(0));
         let room = request.side_band_room();
         let heard = (mode != Mode::Plan && !request.updates.is_empty()).then(|| self.who.clone());
+        let is_gone = || Place::of(&path).ok() != Some(place);
         // A small pack is taken as a whole before anybody else has to wait for it.
         let taken = match (&program, &request.updates[..]) {
             (None, [update]) if small::may_be(&request) => {
@@ -181,39 +182,38 @@ impl Push {
                 }
                 read = kept.read;
                 let pumping = tokio::spawn(pump(input, None, Arc::clone(&sent)));
-                (kept.report, 0, request.updates.clone(), kept.mark, turn, pumping)
+                (kept.report, 0, request.updates.clone(), kept.mark.map(Arc::new), turn, pumping)
             }
-            Err(_) if program.is_none() && Place::of(&path).ok() != Some(place) => {
-                let words = format!("{GONE}\n");
-                let answer = if room == 0 { pktline::error(GONE) } else { pktline::band(3, words.as_bytes(), room) };
-                out.send(&answer).await;
-                drop(timeout(IDLE, pump(input, None, Arc::default())).await);
-                return 3;
-            }
+            Err(_) if is_gone() => return gone(input, &mut out, room).await,
             Err(taken) => {
                 let turn = self.doors.turns.take(&self.name).await;
                 let mark = match self.note(&path, place, heard).await {
-                    Ok(mark) => mark,
+                    Ok(mark) => mark.map(Arc::new),
+                    Err(_) if is_gone() => return gone(input, &mut out, room).await,
                     Err(error) => {
                         tracing::error!(name = %self.name, %error, "could not write into a journal");
                         out.send(&pktline::error("this host cannot write to its disk: tell its operator")).await;
                         return 1;
                     }
                 };
-                let unmark = || mark.iter().for_each(|mark| mark.expect(0));
                 let mut program = match program {
                     Some(program) => program,
                     None => match Program::start(&self, &path, most, None::<&mut Outlet<W>>).await {
                         Ok(started) => started,
                         Err(code) => {
-                            unmark();
+                            expect(mark.as_ref(), 0).await;
                             out.send(&pktline::error("this host could not start git: tell its operator")).await;
                             return code;
                         }
                     },
                 };
+                // git stands in the folder that it is to change by now, and all that was waited for lies behind.
+                if is_gone() {
+                    expect(mark.as_ref(), 0).await;
+                    return gone(input, &mut out, room).await;
+                }
                 if program.tell(&request.raw).await.is_err() {
-                    unmark();
+                    expect(mark.as_ref(), 0).await;
                     out.send(&pktline::error("git ended before the push began: try again")).await;
                     return program.end(&self.name).await.max(1);
                 }
@@ -239,10 +239,7 @@ impl Push {
         drop(turn);
         // From here on the push is a fact: the agent hears of it even if the client is gone.
         let branches: Vec<&Update> = accepted.iter().filter(|update| update.reference.starts_with("refs/heads/")).collect();
-        let mark = mark.map(Arc::new);
-        if let Some(mark) = &mark {
-            mark.expect(branches.len());
-        }
+        expect(mark.as_ref(), branches.len()).await;
         let told: Vec<_> =
             branches.iter().map(|update| ((*update).clone(), self.tell_agent(update, mode, mark.clone(), read.take()))).collect();
         drop(token);
@@ -441,6 +438,24 @@ async fn pump<R: AsyncRead + Unpin>(mut input: R, mut stdin: Option<ChildStdin>,
                 return;
             }
         }
+    }
+}
+
+/// Answers a push into a repository that is another one now.
+async fn gone<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(input: R, out: &mut Outlet<W>, room: usize) -> u8 {
+    let words = format!("{GONE}\n");
+    let answer = if room == 0 { pktline::error(GONE) } else { pktline::band(3, words.as_bytes(), room) };
+    out.send(&answer).await;
+    drop(timeout(IDLE, pump(input, None, Arc::default())).await);
+    3
+}
+
+/// Says how many answers of the agent a push waits for. That there are none is written down, and whoever has the journal may be waiting for
+/// the disk.
+async fn expect(mark: Option<&Arc<Mark>>, answers: usize) {
+    let Some(mark) = mark.cloned() else { return };
+    if tokio::task::spawn_blocking(move || mark.expect(answers)).await.is_err() {
+        tracing::error!("stumbled over a journal");
     }
 }
 

@@ -22,6 +22,7 @@ mod hook;
 mod host;
 mod hostile;
 mod inside;
+mod journal;
 mod push;
 mod refused;
 mod shell;

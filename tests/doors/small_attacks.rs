@@ -244,7 +244,7 @@ async fn a_repository_that_is_another_by_the_time_that_all_was_sent_gets_nothing
     }
 }
 
-fn made(path: &Path) {
+pub fn made(path: &Path) {
     let words = ["init", "-q", "--bare", "--template=", "--initial-branch=main"];
     assert!(std::process::Command::new("git").args(words).arg(path).status().unwrap().success());
 }

@@ -22,7 +22,7 @@ use crate::bound::Bound;
 pub use crate::stand_in::{Agent, word};
 
 /// Of loopback, 127.88/16 is where instances are.
-fn dns_settings() -> seed::serve::dns::Settings {
+pub fn dns_settings() -> seed::serve::dns::Settings {
     seed::serve::dns::Settings {
         near: seed::serve::dns::Near {
             pool4: "127.88.0.0/16".parse().unwrap(),
@@ -287,7 +287,7 @@ pub async fn until(what: &str, mut is: impl FnMut() -> bool) {
     panic!("waited 120 s for {what}");
 }
 
-async fn connect(address: &str) -> zbus::Connection {
+pub async fn connect(address: &str) -> zbus::Connection {
     for _ in 0..100 {
         if let Ok(connection) = zbus::connection::Builder::address(address).build().await {
             return connection;

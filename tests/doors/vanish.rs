@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Programs that this machine runs for a world: what works on its repositories.
-fn programs(world: &World) -> Vec<String> {
+pub fn programs(world: &World) -> Vec<String> {
     let folder = world.path("repos").display().to_string();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -17,7 +18,7 @@ use super::{
     locked, redo,
 };
 use crate::{
-    journal::{Journal, JournalError},
+    journal::{Journal, JournalError, sync_directory},
     serve::git::Place,
     spec::name::PUSH_JOURNAL,
 };
@@ -31,7 +32,7 @@ pub(super) struct Book {
     pub(super) repository: PathBuf,
     place: Place,
     /// As long as it is open, no other folder is at this place.
-    _folder: File,
+    folder: File,
     pub(super) journal: Journal,
     number: u64,
     /// How many entries it has.
@@ -41,6 +42,14 @@ pub(super) struct Book {
     pub(super) unheard: BTreeSet<u64>,
     /// Whether it may not be used any more: whoever waited for it opens it again.
     pub(super) closed: bool,
+}
+
+/// How far a journal was written at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reached {
+    /// Of which journal: it may have been begun anew since.
+    number: u64,
+    entries: u64,
 }
 
 /// One push that the agent has to hear of.
@@ -141,7 +150,7 @@ impl Book {
         Ok(Self {
             repository: repository.to_owned(),
             place,
-            _folder: folder,
+            folder,
             journal,
             number,
             entries: read.len() as u64,
@@ -157,6 +166,10 @@ impl Book {
             return Ok((Journal::create(&path_of(repository, 0), 0)?, 0, Vec::new()));
         };
         let (journal, payloads) = Journal::open(&path, number)?;
+        if journal.is_empty() {
+            // Whoever made it may have been killed before its name was on the disk.
+            sync_directory(repository)?;
+        }
         let read = entries(&payloads).ok_or(JournalError::Damaged { path, at: 0 })?;
         Ok((journal, number, read))
     }
@@ -164,12 +177,12 @@ impl Book {
     /// Writes an entry, which is on the disk then; its number.
     pub(super) fn write(&mut self, entry: &Entry, files: Option<&Files>) -> Result<u64, JournalError> {
         let end = self.journal.len();
-        self.journal.append([entry.payload(files)])?;
+        self.note(entry, files)?;
         if let Err(error) = self.journal.sync() {
+            self.entries -= 1;
             self.cut(end);
             return Err(error);
         }
-        self.entries += 1;
         Ok(self.entries - 1)
     }
 
@@ -183,47 +196,56 @@ impl Book {
     }
 
     /// Writes an entry that may be lost.
-    fn note(&mut self, entry: &Entry) -> Result<(), JournalError> {
-        self.journal.append([entry.payload(None)])?;
+    fn note(&mut self, entry: &Entry, files: Option<&Files>) -> Result<(), JournalError> {
+        let end = self.journal.len();
+        // Behind half an entry no other one would be found again.
+        self.journal.append([entry.payload(files)]).inspect_err(|_| self.cut(end))?;
         self.entries += 1;
         Ok(())
+    }
+
+    /// How far it is written.
+    pub(super) fn reached(&self) -> Reached {
+        Reached { number: self.number, entries: self.entries }
     }
 
     fn heard(&mut self, entry: u64) {
         // Otherwise it is somebody else's by now, and the agent hears of this once more.
         if self.unheard.remove(&entry)
             && !self.closed
-            && let Err(error) = self.note(&Entry::Heard { entry })
+            && let Err(error) = self.note(&Entry::Heard { entry }, None)
         {
             tracing::warn!(%error, repository = %self.repository.display(), "could not write that the agent has heard of a push");
         }
     }
 
-    /// The first so many entries are on the disk.
-    pub(super) fn settled(&mut self, before: u64) -> Result<(), JournalError> {
-        if !self.needed || self.closed {
+    /// What was written until then is on the disk.
+    pub(super) fn settled(&mut self, then: Reached) -> Result<(), JournalError> {
+        // One that was begun anew has other entries, of which nothing is known.
+        if self.closed || then.number != self.number {
             return Ok(());
         }
-        if before == self.entries {
-            self.needed = false;
-            if self.unheard.is_empty() && self.journal.len() > LONG {
-                return self.begin_anew();
-            }
+        let settles = self.needed;
+        self.needed &= then.entries != self.entries;
+        if !self.needed && self.unheard.is_empty() && self.journal.len() > LONG {
+            return self.begin_anew();
         }
-        self.note(&Entry::Settled { before })
+        if settles { self.note(&Entry::Settled { before: then.entries }, None) } else { Ok(()) }
     }
 
     /// Replaces the journal, of which nothing is needed, by an empty one.
     fn begin_anew(&mut self) -> Result<(), JournalError> {
         // The repository may have been renamed or deleted: then what is in the journal goes with it, or waits for the next start.
         if !Place::of(&self.repository).is_ok_and(|place| place == self.place) {
-            return self.note(&Entry::Settled { before: self.entries });
+            return self.note(&Entry::Settled { before: self.entries }, None);
         }
         let next = self.number + 1;
-        let path = path_of(&self.repository, next);
+        // Should another one get its name just now, nothing of that is touched.
+        let folder = PathBuf::from(format!("/proc/self/fd/{}", self.folder.as_raw_fd()));
+        let path = path_of(&folder, next);
         // Should it have its name in spite of an error, then nothing may be added to the old one.
         self.journal = Journal::create(&path, next).inspect_err(|_| self.closed = path.exists())?;
         (self.number, self.entries) = (next, 0);
-        Ok(remove_others(&self.repository, next)?)
+        Ok(remove_others(&folder, next)?)
     }
 }

@@ -115,6 +115,45 @@ impl Left {
     }
 }
 
+/// What the agent is to be told of a default branch.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tell {
+    /// Who pushed it.
+    pub who: Caller,
+    pub commit: Commit,
+}
+
+/// The last push of `branch` that was to be deployed, if it is one of the unheard: if it is not, the agent has nothing to hear of those
+/// before. `now` is where the branch is. What git did is known by that: by where the next push found the branch, or by where it is now.
+pub(super) fn untold<'a>(
+    entries: impl IntoIterator<Item = &'a Entry>,
+    unheard: &BTreeSet<u64>,
+    branch: &RefName,
+    now: &Commit,
+) -> Option<Tell> {
+    let pushes: Vec<_> = entries
+        .into_iter()
+        .zip(0..)
+        .filter_map(|(entry, number)| match entry {
+            Entry::Push { who, reference, old, new, .. } if reference == branch => Some((number, who, Some((old, new)))),
+            Entry::Git { who } => Some((number, who, None)),
+            _ => None,
+        })
+        .collect();
+    let (mut last, mut at) = (None, None);
+    for (index, (number, who, moved)) in pushes.iter().enumerate() {
+        let later = || pushes[index + 1..].iter().find_map(|(_, _, moved)| moved.map(|(old, _)| old));
+        let found = moved.map_or_else(|| later().unwrap_or(now), |(_, new)| new);
+        // A git that left the branch where it was, or nowhere, has pushed another.
+        if (moved.is_some() || at != Some(found)) && found.as_str().bytes().any(|digit| digit != b'0') {
+            last = who.as_ref().map(|who| (*number, who, found)).or(last);
+        }
+        at = Some(found);
+    }
+    let (_, who, commit) = last.filter(|(number, ..)| unheard.contains(number))?;
+    Some(Tell { who: who.clone(), commit: commit.clone() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +203,36 @@ mod tests {
         assert_eq!(left(&[&told, &git, &untold]), (vec![2], vec![0, 1]));
         let done = left(&[&told, &git, &Entry::Heard { entry: 1 }, &Entry::Heard { entry: 0 }, &Entry::Heard { entry: 0 }]);
         assert_eq!(done, (vec![], vec![]));
+    }
+
+    #[test]
+    fn the_agent_is_told_of_the_last_push_of_the_branch_and_whose_it_was() {
+        let commit = |digit: &str| -> Commit { digit.repeat(40).parse().unwrap() };
+        let named = |name: &str| Caller::new(crate::spec::access::fingerprint(name.as_bytes()), "192.0.2.7".parse().unwrap());
+        let push = |who: &str, branch: &str, [old, new]: [&str; 2]| {
+            let who = (!who.is_empty()).then(|| named(who));
+            Entry::push(who.as_ref(), &branch.parse().unwrap(), &commit(old), &commit(new), None)
+        };
+        let (main, other) = ("refs/heads/main", "refs/heads/other");
+        let git = |who: &str| Entry::Git { who: (!who.is_empty()).then(|| named(who)) };
+        let told = |entries: &[Entry], heard: &[u64], now: &str| {
+            let unheard = (0..9).filter(|number| !heard.contains(number)).collect();
+            untold(entries, &unheard, &main.parse().unwrap(), &commit(now)).map(|tell| (tell.who, tell.commit))
+        };
+        let is = |who: &str, digit: &str| Some((named(who), commit(digit)));
+        let two = [push("ann", main, ["0", "1"]), push("bob", main, ["1", "2"])];
+        assert_eq!((told(&[], &[], "1"), told(&two, &[], "2"), told(&two, &[1], "2")), (None, is("bob", "2"), None));
+        // What was only planned is not deployed, also if it is where the branch is.
+        assert_eq!(told(&[two[0].clone(), push("", main, ["1", "2"])], &[], "2"), is("ann", "1"));
+        assert_eq!(told(&[git("ann"), push("", main, ["1", "2"])], &[], "2"), is("ann", "1"));
+        assert_eq!(told(&[two[0].clone(), git("")], &[], "2"), is("ann", "1"));
+        // Other branches.
+        assert_eq!(told(&[two[0].clone(), push("bob", other, ["0", "2"])], &[], "1"), is("ann", "1"));
+        assert_eq!(told(&[two[0].clone(), git("bob")], &[], "1"), is("ann", "1"));
+        assert_eq!(told(&[git("bob"), push("ann", main, ["0", "1"])], &[1], "1"), None);
+        // git has moved it.
+        assert_eq!(told(&[two[0].clone(), git("bob")], &[], "2"), is("bob", "2"));
+        assert_eq!(told(&[two[0].clone(), git("bob"), git("ann")], &[], "2"), is("bob", "2"));
+        assert_eq!(told(&[git("bob"), push("ann", main, ["2", "3"])], &[], "3"), is("ann", "3"));
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Journals,
     book::{self, Book, Mark},
-    entry::{Entry, Left},
+    entry::{Left, Tell, untold},
     locked,
 };
 use crate::{
@@ -19,11 +19,9 @@ use crate::{
     serve::{
         Doors, ask,
         git::{self, Place},
+        receive::small::refs,
     },
-    spec::{
-        caller::Caller,
-        name::{Commit, RepoName},
-    },
+    spec::name::RepoName,
 };
 
 /// A repository with pushes that the agent has not heard of.
@@ -33,15 +31,6 @@ pub(in crate::serve) struct Found {
     /// `None` if its default branch was not pushed to.
     pub(super) tell: Option<Tell>,
     pub(super) marks: Vec<Mark>,
-}
-
-/// What the agent is to be told of a default branch.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Tell {
-    /// Who pushed last.
-    pub who: Caller,
-    /// What was pushed; `None` if that is wherever the branch is now.
-    pub commit: Option<Commit>,
 }
 
 impl Journals {
@@ -72,19 +61,11 @@ impl Journals {
         }
         let place = Place::of(path)?;
         let book = Book::open(path, place)?;
-        if book.needed {
-            self.written.notify_one();
-        }
+        self.written.notify_one();
         let default = git::default_branch(path);
-        // The last push that the agent has to hear of: if it has, it has nothing to hear of those before.
-        let pushes = read.iter().flatten().zip(0..).filter_map(|((entry, _), number)| match entry {
-            Entry::Git { who: Some(who) } => Some((number, Tell { who: who.clone(), commit: None })),
-            Entry::Push { who: Some(who), reference, new, .. } if Some(reference) == default.as_ref() => {
-                Some((number, Tell { who: who.clone(), commit: Some(new.clone()) }))
-            }
-            _ => None,
-        });
-        let tell = pushes.last().filter(|(number, _)| book.unheard.contains(number)).map(|(_, tell)| tell);
+        let now = default.as_ref().and_then(|branch| refs::now(path, branch).ok()?.commit());
+        let told = read.as_ref().zip(default).zip(now);
+        let tell = told.and_then(|((read, branch), now)| untold(read.iter().map(|(entry, _)| entry), &book.unheard, &branch, &now));
         let unheard = book.unheard.clone();
         let book = Arc::new(Mutex::new(book));
         let marks: Vec<_> = unheard.into_iter().map(|number| Mark::new(&book, number)).collect();
@@ -99,26 +80,19 @@ pub(in crate::serve) async fn tell(doors: Arc<Doors>, found: Vec<Found>) {
         if let Some(tell) = tell {
             tell_of(&doors, &name, tell).await;
         }
-        marks.iter().for_each(Mark::answered);
+        // Somebody may hold the journal and wait for the disk.
+        if tokio::task::spawn_blocking(move || marks.iter().for_each(Mark::answered)).await.is_err() {
+            tracing::error!(%name, "stumbled over the journal");
+        }
     }
 }
 
 async fn tell_of(doors: &Doors, name: &RepoName, Tell { who, commit }: Tell) {
-    let path = git::path_of(&doors.settings.repositories, name);
-    let Some(branch) = git::default_branch(&path) else { return };
-    let commit = match commit {
-        Some(commit) => commit.to_string(),
-        None => {
-            let mut command = git::git(doors, &path, &[]);
-            command.arg("--git-dir").arg(&path).args(["rev-parse", "--verify", "--quiet", "--end-of-options"]).arg(branch.as_str());
-            let Ok(head) = git::run(command).await else { return };
-            head.trim().to_owned()
-        }
-    };
-    tracing::info!(%name, %branch, commit, "tell the agent of a push that was interrupted");
+    let Some(branch) = git::default_branch(&git::path_of(&doors.settings.repositories, name)) else { return };
+    tracing::info!(%name, %branch, %commit, "tell the agent of a push that was interrupted");
     let zero = "0".repeat(40);
     loop {
-        let asked = doors.agent.push(who.as_str(), name.as_str(), branch.as_str(), &zero, &commit, "deploy");
+        let asked = doors.agent.push(who.as_str(), name.as_str(), branch.as_str(), &zero, commit.as_str(), "deploy");
         match ask::document::<Pushed>(asked).await {
             Err(refusal) if ask::away(&refusal) => tokio::time::sleep(Duration::from_secs(1)).await,
             Err(refusal) => return tracing::warn!(%name, %refusal, "the agent did not take it"),

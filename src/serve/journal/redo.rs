@@ -22,7 +22,7 @@ pub(super) fn redo(repository: &Path, entry: &Entry, files: Option<&Files>) -> i
     }
     let update = Update { old: old.clone(), new: new.clone(), reference: reference.to_string() };
     let moves = match refs::now(repository, reference)? {
-        Now::At(id) => id.to_hex().to_string().as_str() == old.as_str(),
+        now @ Now::At(_) => now.is(old),
         // A ref that was there is replaced, and either the old or the new survives that: somebody has deleted it.
         Now::Nowhere => update.creates(),
         Now::Torn => true,

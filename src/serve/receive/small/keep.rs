@@ -4,7 +4,7 @@
 //! 1. `<ref>.lock` is made, and the ref is still where the client believes it is
 //! 2. the pack and its index are written under names that nobody reads, and the lock is what the ref is to be
 //! 3. the push is written into the journal, whole, and that is on the disk (`serve/journal.rs`)
-//! 4. pack, index and ref get their names
+//! 4. pack, index and ref get their names, and HEAD names the default branch if there was none
 //!
 //! What is left of 1 and 2 is swept at the next start. Whatever there is of 4, and whatever of it gets to the disk, the next start brings
 //! it to its end by the journal.
@@ -73,12 +73,13 @@ pub(super) fn keep(
     lock.write(update.new.as_str()).map_err(|_| UNWRITABLE)?;
     let done = || {
         written.map_or(Ok(()), Written::name)?;
-        lock.put()
+        lock.put()?;
+        // Before anybody can say of the journal that all is done.
+        lasting::give_default(path, std::slice::from_ref(update));
+        Ok(())
     };
-    let mark = journals.push(path, place, (name, update), files, who, done).map_err(|error| {
+    journals.push(path, place, (name, update), files, who, done).map_err(|error| {
         tracing::warn!(%error, path = %path.display(), "could not keep a small push: git is to try it");
         UNWRITABLE
-    })?;
-    lasting::give_default(path, std::slice::from_ref(update));
-    Ok(mark)
+    })
 }

@@ -86,6 +86,21 @@ pub(in crate::serve) enum Now {
     Torn,
 }
 
+impl Now {
+    /// Where it is, if it is anywhere.
+    pub fn commit(self) -> Option<Commit> {
+        match self {
+            Self::At(id) => id.to_hex().to_string().parse().ok(),
+            Self::Nowhere | Self::Torn => None,
+        }
+    }
+
+    /// Whether it is at this commit.
+    pub fn is(self, commit: &Commit) -> bool {
+        matches!(self, Self::At(id) if id.to_hex().to_string().as_str() == commit.as_str())
+    }
+}
+
 /// Looks where a ref is.
 pub(in crate::serve) fn now(repository: &Path, name: &RefName) -> std::io::Result<Now> {
     match fs::read(repository.join(name.as_str())) {
