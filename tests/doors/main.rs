@@ -4,6 +4,7 @@
     clippy::disallowed_types,
     clippy::unwrap_used,
     clippy::print_stderr,
+    clippy::print_stdout,
     clippy::exit,
     reason = "tests talk to the world"
 )]

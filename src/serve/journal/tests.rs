@@ -2,9 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -17,21 +15,17 @@ use crate::{
         pktline::Update,
         receive::{
             lasting,
-            small::refs::{self, Lock, Now},
+            small::{
+                kill_tests,
+                refs::{self, Lock, Now},
+            },
         },
     },
     spec::{access::fingerprint, caller::Caller, name::RefName},
 };
 
 fn run(at: &Path, words: &[&str], input: &[u8]) -> String {
-    let mut command = Command::new("git");
-    command.arg("-C").arg(at).args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main"]).args(words);
-    command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "git {words:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    String::from_utf8_lossy(&kill_tests::run(at, words, input)).trim().to_owned()
 }
 
 fn main() -> RefName {
@@ -495,14 +489,12 @@ fn when_a_sync_has_failed_nothing_is_called_settled_and_no_small_push_is_taken()
     let world = World::new(2);
     let journals = world.journals();
     world.push(&journals, 1, &main(), "ann").unwrap().answered();
-    journals.failed.store(true, std::sync::atomic::Ordering::Relaxed);
+    journals.failed.store(true, super::Ordering::Relaxed);
     journals.settle();
-    let place = Place::of(&world.bare()).unwrap();
-    let update = world.update(2, &main());
+    let (place, update) = (Place::of(&world.bare()).unwrap(), world.update(2, &main()));
     let error = journals.push(&world.bare(), place, (&main(), &update), None, None, || Ok(())).unwrap_err();
     assert!(error.to_string().contains("restart seed-serve") && journals.git(&world.bare(), place, None).is_err());
     drop(journals);
     put(&world.bare().join(main().as_str()), None);
-    drop(world.start());
-    assert_eq!(world.at(), 1);
+    assert_eq!((world.start().1.len(), world.at()), (0, 1));
 }

@@ -11,7 +11,7 @@ pub(in crate::serve) mod fuzz;
 mod judge_tests;
 mod keep;
 #[cfg(test)]
-mod kill_tests;
+pub(in crate::serve) mod kill_tests;
 mod pack;
 mod plain;
 pub(in crate::serve) mod refs;

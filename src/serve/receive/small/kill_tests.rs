@@ -19,7 +19,7 @@ const CHILD: &str = "SEED_SMALL_PUSH";
 /// It has pushed.
 const DONE: i32 = 42;
 
-fn run(at: &Path, words: &[&str], input: &[u8]) -> Vec<u8> {
+pub(in crate::serve) fn run(at: &Path, words: &[&str], input: &[u8]) -> Vec<u8> {
     let mut command = Command::new("git");
     command.arg("-C").arg(at).args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main"]).args(words);
     command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
