@@ -7,10 +7,7 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 MINUTES ?= 1
-FUZZ_SECONDS ?= 10
-# One more than there are processors: a test often waits, for a guest, for a clock, for a disk. But a story takes up to 2 GiB.
-TEST_THREADS ?= $(shell awk -v cores="$$(nproc)" '/^MemAvailable/ { fit = int($$2 / 2097152); most = cores + 1; \
-  print fit < 1 ? 1 : fit < most ? fit : most }' /proc/meminfo)
+FUZZ_SECONDS ?= 6
 
 .PHONY: help
 help: ## Show this list
@@ -31,7 +28,7 @@ test: test-tools fuzz-tools ## Format, lints, and every test, the stories on a r
 	$(CARGO) fmt --check
 	@echo "==> lints, and beside them the machines of the stories (kept in a cache; the first time takes a minute or two)"
 	@tests/host/roots & code=0; $(MAKE) --no-print-directory lint || code=$$?; wait $$!; exit $$code
-	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --no-fail-fast $(ARGS)
+	$(CARGO) test --locked --no-fail-fast $(ARGS)
 ifeq ($(ARGS),)
 	@echo "==> the parsers under libFuzzer, $(FUZZ_SECONDS) seconds each"
 	@FUZZ_SEED=1 fuzz/run -s $(FUZZ_SECONDS)

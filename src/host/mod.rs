@@ -218,7 +218,10 @@ impl Machine {
             let one = observed.instances.entry(id).or_default();
             match name.split_once('@').map(|(kind, _)| kind) {
                 Some("seed-vm") => one.vm = unit.state(),
-                Some("seed-store" | "seed-tpm" | "seed-vsock") => one.helper_failed |= unit.state() == UnitState::Failed,
+                // One with a job is being started again, by whoever restarts the instance.
+                Some("seed-store" | "seed-tpm" | "seed-vsock") => {
+                    one.helper_failed |= unit.state() == UnitState::Failed && !unit.job;
+                }
                 _ => {}
             }
         }

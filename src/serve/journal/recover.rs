@@ -36,6 +36,10 @@ pub(in crate::serve) struct Found {
 impl Journals {
     /// Redoes what the last run may have left undone. To be called before any door opens, and after [`git::sweep`].
     pub(in crate::serve) fn recover(&self) -> Vec<Found> {
+        // What a git did that was killed with the doors was synced by nobody: later pushes build on it.
+        if let Err(error) = self.sync() {
+            tracing::error!(%error, "could not sync the repositories");
+        }
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.repositories).into_iter().flatten().flatten() {
             let path = entry.path();
