@@ -21,6 +21,7 @@ let
       "/usr/bin/seed"
       "/usr/sbin/haproxy"
       "StateDirectory=seed/repos seed/ssh seed/dns seed/acme\n"
+      "StateDirectory=seed/repos\n"
       "StateDirectory=seed\n"
       "RuntimeDirectory=seed\n"
       "/run/seed"
@@ -30,6 +31,7 @@ let
       seed
       haproxy
       "StateDirectory=${below "/var/lib/" state}/repos ${below "/var/lib/" state}/ssh ${below "/var/lib/" state}/dns ${below "/var/lib/" state}/acme\n"
+      "StateDirectory=${below "/var/lib/" state}/repos\n"
       "StateDirectory=${below "/var/lib/" state}\n"
       "RuntimeDirectory=${below "/run/" run}\n"
       run

@@ -92,7 +92,13 @@ in
           state = "/var/lib/bulk/seed";
           run = "/run/other";
         };
-        lines = key: values key other."seed-agent.service" ++ values key other."seed-serve.service";
+        lines =
+          key:
+          lib.concatMap (name: values key other."seed-${name}.service") [
+            "agent"
+            "serve"
+            "recover"
+          ];
       in
       [
         (lines "StateDirectory")
@@ -103,9 +109,13 @@ in
       [
         "bulk/seed"
         "bulk/seed/repos bulk/seed/ssh bulk/seed/dns bulk/seed/acme"
+        "bulk/seed/repos"
       ]
       [ "other" ]
-      [ "-/var/lib/bulk/seed/state -/var/lib/bulk/seed/credentials -/var/lib/bulk/seed/volumes -/var/lib/bulk/seed/tpm -/var/lib/bulk/seed/log" ]
+      [
+        "-/var/lib/bulk/seed/state -/var/lib/bulk/seed/credentials -/var/lib/bulk/seed/volumes -/var/lib/bulk/seed/tpm -/var/lib/bulk/seed/log"
+        "-/var/lib/bulk/seed/state -/var/lib/bulk/seed/credentials -/var/lib/bulk/seed/volumes -/var/lib/bulk/seed/tpm -/var/lib/bulk/seed/log"
+      ]
     ];
   };
 
@@ -398,7 +408,7 @@ in
       ];
     expected = [
       true
-      10
+      11
       "d /var/lib/other              0755 root root -"
     ];
   };
