@@ -82,15 +82,7 @@ const CALLS: [(&str, &str); 6] =
 
 #[test]
 fn whatever_fails_a_push_is_there_or_it_is_not() {
-    if let Some(at) = std::env::var_os(CHILD) {
-        let done = push_below(Path::new(&at));
-        std::process::exit(if done { DONE } else { 1 });
-    }
-    if !strace_is_there() {
-        return;
-    }
-    let template = tempfile::tempdir().unwrap();
-    begun(template.path());
+    let Some(template) = pushed_or_begun() else { return };
     let (mut failed, mut done) = (0, 0);
     for (call, error) in CALLS {
         let place = fresh(&template);
@@ -166,6 +158,19 @@ fn the_disk_is_waited_for_before_anything_relies_on_it() {
     assert_eq!(calls, [&first[..], &["fdatasync"], &["syncfs", "fdatasync", "rename"]].concat());
 }
 
+/// As the child: pushes, and ends. As the test: what the child is to have a copy of, if there is a strace to run it.
+fn pushed_or_begun() -> Option<tempfile::TempDir> {
+    if let Some(at) = std::env::var_os(CHILD) {
+        let done = push_below(Path::new(&at));
+        std::process::exit(if done { DONE } else { 1 });
+    }
+    strace_is_there().then(|| {
+        let template = tempfile::tempdir().unwrap();
+        begun(template.path());
+        template
+    })
+}
+
 fn strace_is_there() -> bool {
     let there = Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
     if !there {
@@ -183,15 +188,7 @@ fn fresh(template: &tempfile::TempDir) -> tempfile::TempDir {
 
 #[test]
 fn whatever_it_was_doing_when_it_was_killed_the_repository_is_whole() {
-    if let Some(at) = std::env::var_os(CHILD) {
-        let done = push_below(Path::new(&at));
-        std::process::exit(if done { DONE } else { 1 });
-    }
-    if !strace_is_there() {
-        return;
-    }
-    let template = tempfile::tempdir().unwrap();
-    begun(template.path());
+    let Some(template) = pushed_or_begun() else { return };
     let fresh = || fresh(&template);
     // How many waits for the disk it takes.
     let place = fresh();
